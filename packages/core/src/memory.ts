@@ -1,0 +1,189 @@
+/**
+ * Seams that live in the memory of one process: for tests, demonstrations and the first ten minutes. Everything is forgotten
+ * when the process ends, and they behave as the durable ones do as long as it lives. Reached by its subpath only.
+ */
+import { UnavailableError, UsageError } from './errors.ts';
+import { generateKeyPair, signingKey } from './keys.ts';
+import type {
+  Clock,
+  Device,
+  DeviceRegistry,
+  DeviceStatus,
+  EnrollmentOutcome,
+  EnrollmentRequest,
+  KeyStore,
+  ReplayStore,
+  SigningKey,
+} from './seams.ts';
+import { systemClock } from './system.ts';
+
+/** Keys that die with the process. Racing callers get the same key. */
+export function memoryKeyStore(crypto: Crypto = globalThis.crypto): KeyStore {
+  const keys = new Map<string, Promise<SigningKey>>();
+  return {
+    getOrCreate(name: string): Promise<SigningKey> {
+      let key = keys.get(name);
+      if (key === undefined) {
+        key = generateKeyPair(crypto).then((pair) => signingKey(pair, crypto));
+        keys.set(name, key);
+      }
+      return key;
+    },
+    async get(name: string): Promise<SigningKey | null> {
+      return (await keys.get(name)) ?? null;
+    },
+    async delete(name: string): Promise<void> {
+      keys.delete(name);
+    },
+  };
+}
+
+export interface MemoryReplayStoreOptions {
+  readonly clock?: Clock;
+  /** How many live pairs it holds before it refuses more with `overloaded`. Default 1,000,000, about 300 MB. */
+  readonly capacity?: number;
+  /** How far ahead a request may be dated. Default 2 s: after a restart nothing is accepted for as long. */
+  readonly maxFutureSeconds?: number;
+  /**
+   * The time up to which an earlier process may have accepted requests; those created until then (and the future allowance)
+   * are refused. Default: now. Earlier only where no earlier process can have known any key that this one will know.
+   */
+  readonly startedAtMs?: number;
+}
+
+/** A {@link ReplayStore} for exactly one process. For the first three seconds it answers 503: it cannot know what was used. */
+export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): ReplayStore {
+  const { clock = systemClock, capacity = 1_000_000, maxFutureSeconds = 2 } = options;
+  const live = new Set<string>();
+  // Pairs by the second in which they expire, so that forgetting costs what was remembered and no more.
+  const byExpiry = new Map<number, { pairs: string[]; newestSeconds: number }>();
+  const startedAtMs = options.startedAtMs ?? clock.nowMs();
+  let floorSeconds = Math.floor(startedAtMs / 1000) + maxFutureSeconds;
+  let purgedSeconds = 0;
+
+  function purge(nowMs: number): void {
+    const nowSeconds = Math.floor(nowMs / 1000);
+    if (nowSeconds <= purgedSeconds) return;
+    purgedSeconds = nowSeconds;
+    for (const [second, { pairs, newestSeconds }] of byExpiry) {
+      if (second >= nowSeconds) continue;
+      for (const pair of pairs) live.delete(pair);
+      byExpiry.delete(second);
+      // What was forgotten can never be accepted again, even if the clock steps back.
+      floorSeconds = Math.max(floorSeconds, newestSeconds);
+    }
+  }
+
+  return {
+    maxFutureSeconds,
+    claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): boolean {
+      const nowMs = clock.nowMs();
+      purge(nowMs);
+      if (createdSeconds <= floorSeconds) {
+        const readyAtMs = (floorSeconds + 1) * 1000;
+        if (nowMs >= readyAtMs) return false;
+        throw new UnavailableError('replay_store', 'The replay store has just started and does not know yet what was used before.', {
+          retryAfterMs: readyAtMs - nowMs,
+        });
+      }
+      const pair = `${keyId}.${nonce}`;
+      if (live.has(pair)) return false;
+      if (live.size >= capacity) {
+        throw new UnavailableError('replay_store', 'The replay store is full.', { code: 'overloaded' });
+      }
+      live.add(pair);
+      const second = Math.ceil(expiresAtMs / 1000);
+      const expiring = byExpiry.get(second);
+      if (expiring === undefined) byExpiry.set(second, { pairs: [pair], newestSeconds: createdSeconds });
+      else {
+        expiring.pairs.push(pair);
+        expiring.newestSeconds = Math.max(expiring.newestSeconds, createdSeconds);
+      }
+      return true;
+    },
+  };
+}
+
+/** What a code stands for when it is used. */
+export interface MemoryEnrollmentCode {
+  /** Base64url SHA-256 of the normalised code. */
+  readonly codeHash: string;
+  readonly ownerId: string;
+  readonly projectId?: string;
+  readonly expiresAtMs: number;
+  readonly maxUses?: number;
+  /** `false` makes devices wait for `approve`. Default `true`. */
+  readonly autoApprove?: boolean;
+}
+
+export type DeviceTransition = 'approve' | 'suspend' | 'resume' | 'revoke';
+
+/** The legal moves between device states; revocation is final. */
+export const DEVICE_TRANSITIONS: Readonly<Record<DeviceTransition, { from: readonly DeviceStatus[]; to: DeviceStatus }>> = {
+  approve: { from: ['pending'], to: 'active' },
+  suspend: { from: ['active'], to: 'suspended' },
+  resume: { from: ['suspended'], to: 'active' },
+  revoke: { from: ['pending', 'active', 'suspended'], to: 'revoked' },
+};
+
+/** A {@link DeviceRegistry} with what it takes to run one by hand. */
+export interface MemoryDeviceRegistry extends DeviceRegistry {
+  addCode(code: MemoryEnrollmentCode): void;
+  list(): readonly Device[];
+  /** @throws UsageError `invalid_option` for an unknown device or a move that its state does not allow */
+  transition(deviceId: string, transition: DeviceTransition): Device;
+}
+
+export interface MemoryDeviceRegistryOptions {
+  readonly crypto?: Crypto;
+}
+
+/** Devices of one process. Enrolls with a code only. */
+export function memoryDeviceRegistry(options: MemoryDeviceRegistryOptions = {}): MemoryDeviceRegistry {
+  const { crypto = globalThis.crypto } = options;
+  const byKeyId = new Map<string, Device>();
+  const codes = new Map<string, { readonly code: MemoryEnrollmentCode; usesLeft: number }>();
+
+  return {
+    findByKeyId(keyId: string): Device | null {
+      return byKeyId.get(keyId) ?? null;
+    },
+    enroll({ keyId, publicKey, codeHash, label, nowMs }: EnrollmentRequest): EnrollmentOutcome {
+      if (byKeyId.has(keyId)) return { outcome: 'key_exists' };
+      const held = codeHash === null ? undefined : codes.get(codeHash);
+      if (held === undefined || held.usesLeft < 1 || nowMs >= held.code.expiresAtMs) return { outcome: 'rejected' };
+      held.usesLeft -= 1;
+      const device: Device = Object.freeze({
+        deviceId: crypto.randomUUID(),
+        ownerId: held.code.ownerId,
+        projectId: held.code.projectId ?? null,
+        keyId,
+        publicKey,
+        keyState: 'current',
+        keyRetiresAtMs: null,
+        status: (held.code.autoApprove ?? true) ? 'active' : 'pending',
+        label,
+        requestsPerMinute: null,
+        ipAllowlist: null,
+      });
+      byKeyId.set(keyId, device);
+      return { outcome: 'enrolled', device };
+    },
+    addCode(code: MemoryEnrollmentCode): void {
+      codes.set(code.codeHash, { code, usesLeft: code.maxUses ?? 1 });
+    },
+    list(): readonly Device[] {
+      return [...byKeyId.values()];
+    },
+    transition(deviceId: string, transition: DeviceTransition): Device {
+      const { from, to } = DEVICE_TRANSITIONS[transition];
+      const device = [...byKeyId.values()].find((candidate) => candidate.deviceId === deviceId);
+      if (device === undefined || !from.includes(device.status)) {
+        throw new UsageError('invalid_option', `There is no device of that id that could be changed by ${transition}.`);
+      }
+      const changed = Object.freeze({ ...device, status: to });
+      byKeyId.set(device.keyId, changed);
+      return changed;
+    },
+  };
+}

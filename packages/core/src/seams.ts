@@ -1,0 +1,220 @@
+/**
+ * Every interface behind which something remembers, computes or tells the time. Types only: this file emits no code.
+ *
+ * An implementation that cannot keep a MUST below throws; it never answers with a guess. Whoever calls a seam treats any
+ * exception, any time-out and any answer of another type as a refusal.
+ */
+
+/** Bytes over a plain `ArrayBuffer`, as WebCrypto wants them. A Node `Buffer` is one of these at run time. */
+export type Bytes = Uint8Array<ArrayBuffer>;
+
+export type MaybePromise<T> = T | Promise<T>;
+
+/** The time. MUST be Unix time in milliseconds; MAY step backwards; MUST throw rather than answer `NaN`. */
+export interface Clock {
+  nowMs(): number;
+}
+
+/** Randomness. MUST be a cryptographically secure generator. */
+export interface Random {
+  bytes(lengthBytes: number): Bytes;
+}
+
+/** A P-256 public key in the one form that this protocol accepts: unpadded base64url, 32-byte coordinates. */
+export interface PublicJwk {
+  readonly crv: 'P-256';
+  readonly kty: 'EC';
+  readonly x: string;
+  readonly y: string;
+}
+
+/** A public key as one implementation of {@link Primitives} imported it; opaque to everyone else. */
+export type VerifyKey = object;
+
+/**
+ * The hash and the signature check. WebCrypto is the default (`webCryptoPrimitives`); a Node server injects
+ * `nodePrimitives()` of `@keyguard/server-verifier`, which answers synchronously and costs a third less.
+ */
+export interface Primitives {
+  /** SHA-256 of `data`, 32 bytes. */
+  sha256(data: Bytes): MaybePromise<Bytes>;
+  /**
+   * Imports an untrusted key. MUST refuse a point that is not on P-256 and coordinates that are not canonical.
+   * @throws RejectedError `jwk_invalid`
+   */
+  importPublicKey(jwk: PublicJwk): MaybePromise<VerifyKey>;
+  /**
+   * ECDSA P-256 with SHA-256 over `data`. `signature` is untrusted, 64 bytes `r‖s`; high `s` is valid.
+   * MUST answer `false`, not throw, for any 64 bytes that are not a signature.
+   */
+  verify(key: VerifyKey, data: Bytes, signature: Bytes): MaybePromise<boolean>;
+}
+
+/** The ability to sign with one device key. The private key itself never crosses this seam. */
+export interface SigningKey {
+  /** RFC 7638 SHA-256 thumbprint of {@link publicKey}, 43 base64url characters. */
+  readonly keyId: string;
+  readonly publicKey: PublicJwk;
+  /** ECDSA P-256 with SHA-256 over `data`: 64 bytes `r‖s`. */
+  sign(data: Bytes): Promise<Bytes>;
+}
+
+/**
+ * Where a device keeps its keys, by name.
+ * All verbs are durable when they resolve, and throw `UsageError` `key_store_unusable` where the place cannot keep keys.
+ */
+export interface KeyStore {
+  /**
+   * The key of that name, made if there is none. Racing callers, tabs and processes MUST all get the SAME key.
+   * MUST NOT fall back to a weaker kind of key without being told to.
+   */
+  getOrCreate(name: string): Promise<SigningKey>;
+  /** The key of that name, or `null`. */
+  get(name: string): Promise<SigningKey | null>;
+  /** Forgets the key of that name; resolves also when there was none. */
+  delete(name: string): Promise<void>;
+}
+
+export type DeviceStatus = 'pending' | 'active' | 'suspended' | 'revoked';
+
+/** `retiring` keys still verify until `keyRetiresAtMs`; `retired` ones never again. */
+export type KeyState = 'current' | 'retiring' | 'retired';
+
+/** What a verifier needs to know of a device, as found under one of its key ids. */
+export interface Device {
+  readonly deviceId: string;
+  /** The person or account that answers for the device; `null` while a device without a code awaits approval. */
+  readonly ownerId: string | null;
+  readonly projectId: string | null;
+  readonly keyId: string;
+  readonly publicKey: PublicJwk;
+  readonly keyState: KeyState;
+  /** Set if and only if `keyState` is `retiring`; Unix milliseconds. */
+  readonly keyRetiresAtMs: number | null;
+  readonly status: DeviceStatus;
+  readonly label: string | null;
+  /** Overrides the policy's limit for this device; `null` for the policy's. */
+  readonly requestsPerMinute: number | null;
+  /** Addresses and CIDR ranges from which this device may call; `null` for any. */
+  readonly ipAllowlist: readonly string[] | null;
+}
+
+/** A proven request to enroll: the verifier has checked the signature by `publicKey` and that `keyId` is its thumbprint. */
+export interface EnrollmentRequest {
+  readonly keyId: string;
+  readonly publicKey: PublicJwk;
+  /** Base64url SHA-256 of the normalised enrollment code, or `null` when the device sent none. */
+  readonly codeHash: string | null;
+  readonly label: string | null;
+  readonly fingerprint: string | null;
+  readonly nowMs: number;
+}
+
+export type EnrollmentOutcome =
+  | { readonly outcome: 'enrolled'; readonly device: Device }
+  /** The key id was enrolled before, in whatever state it is now. */
+  | { readonly outcome: 'key_exists' }
+  /** Unknown, used, expired or revoked code, or no code where one is demanded: one answer for all. */
+  | { readonly outcome: 'rejected' };
+
+/** The devices that a verifier trusts. A key id belongs to one device for ever, also after revocation. */
+export interface DeviceRegistry {
+  /** The device that has or had this key, or `null`. MUST see every change that was acknowledged before the call. */
+  findByKeyId(keyId: string): MaybePromise<Device | null>;
+  /**
+   * Enrolls in one atomic step: the key id is new, the code has a use left and loses it, the device is written.
+   * MUST answer `key_exists` before it looks at the code. Of racing callers with one single-use code exactly one MUST win.
+   */
+  enroll(request: EnrollmentRequest): MaybePromise<EnrollmentOutcome>;
+}
+
+/** Remembers which `(keyId, nonce)` pairs were used. */
+export interface ReplayStore {
+  /**
+   * True for exactly one caller per `(keyId, nonce)`, across all processes that share the store.
+   *
+   * MUST remember the pair until `expiresAtMs` and MUST NOT evict it earlier; MUST throw when it cannot remember (full,
+   * slow, broken); MUST answer `false` (or throw) for a `createdSeconds` at or below its floor: the moment before which it
+   * may have forgotten pairs.
+   */
+  claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): MaybePromise<boolean>;
+  /**
+   * How far ahead of the clock a request may be dated, where the store sets a stricter limit than the policy. A store that
+   * forgets on restart needs it: a request dated ahead would outlive its floor.
+   */
+  readonly maxFutureSeconds?: number;
+}
+
+export interface RateDecision {
+  readonly allowed: boolean;
+  /** Cost units per window. */
+  readonly limit: number;
+  readonly remaining: number;
+  /** When the window ends, Unix milliseconds. */
+  readonly resetAtMs: number;
+}
+
+/** Counts cost per key within a window. Both verbs throw when they cannot count. */
+export interface RateLimiter {
+  /** What {@link consume} would decide for a cost of 1, without debiting. `limit` overrides the limiter's own. */
+  peek(key: string, limit?: number): MaybePromise<RateDecision>;
+  /** Debits `cost` atomically and decides. */
+  consume(key: string, cost: number, limit?: number): MaybePromise<RateDecision>;
+}
+
+/** A data encryption key, encrypted under a key encryption key that is named and never shown. */
+export interface WrappedKey {
+  readonly kekId: string;
+  readonly bytes: Bytes;
+}
+
+/** Wraps and unwraps 32-byte keys. The key encryption key stays inside. */
+export interface KeyProvider {
+  /** Encrypts and authenticates `dek`, bound to `context`: both MUST be authenticated. */
+  wrap(dek: Bytes, context: Bytes): Promise<WrappedKey>;
+  /**
+   * The exact inverse. MUST fail for any change of key, bytes or context.
+   * @throws RejectedError `vault_open_failed`
+   */
+  unwrap(key: WrappedKey, context: Bytes): Promise<Bytes>;
+}
+
+export type JsonValue = null | boolean | number | string | readonly JsonValue[] | { readonly [name: string]: JsonValue };
+
+/** What happened, by whom, to what. `origin`, `seq` and `ts` are added by the chain and MUST NOT be given. */
+export interface AuditEntry {
+  readonly action: string;
+  readonly outcome: 'success' | 'refused' | 'failed';
+  /** Who acted, for instance `user:…`, `device:…` or `system`. */
+  readonly actor: string;
+  readonly [field: string]: JsonValue;
+}
+
+/** One link of the chain, in its final bytes. */
+export interface AuditRecord {
+  readonly seq: number;
+  /** RFC 8785 JSON of the entry with `origin`, `seq` and `ts`, as UTF-8. */
+  readonly bytes: Bytes;
+  readonly prevMac: Bytes;
+  readonly mac: Bytes;
+  readonly macKeyId: string;
+}
+
+/** The ability to authenticate audit records with one key; the key itself stays inside. */
+export interface AuditMacKey {
+  readonly keyId: string;
+  /** HMAC-SHA-256, 32 bytes. */
+  mac(data: Bytes): MaybePromise<Bytes>;
+}
+
+/** An append-only log. `Tx` is the transaction handle of the store behind it. */
+export interface AuditSink<Tx = never> {
+  /** Appends in order, without gaps, and MUST be durable when it resolves; otherwise it throws and nothing was appended. */
+  append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]>;
+  /** Appends inside the caller's transaction: the entries exist if and only if it commits. */
+  appendIn(tx: Tx, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]>;
+  /** The last record, or `null` of an empty log. */
+  head(): Promise<AuditRecord | null>;
+  /** All records from `fromSeq` on, in order. */
+  read(fromSeq: number): AsyncIterable<AuditRecord>;
+}

@@ -1,0 +1,117 @@
+/**
+ * Request + {@link SigningKey} → the headers that carry the signature. Refuses early, with a clear error, what a verifier
+ * would refuse. Sends nothing and keeps nothing.
+ *
+ * @see docs/spec/request-signing.md
+ */
+import { toBase64, toBase64Url, utf8 } from './bytes.ts';
+import {
+  COVERED_HEADERS,
+  isAuthority,
+  isFieldValue,
+  isMethod,
+  isUnsupportedHeader,
+  MAX_TARGET_BYTES,
+  PROTOCOL_VERSION,
+  signatureBase,
+  splitTarget,
+  type CarriageHeader,
+  type CoveredHeader,
+  type SignatureTag,
+} from './canonical.ts';
+import { UsageError } from './errors.ts';
+import { webCryptoPrimitives } from './primitives.ts';
+import type { Bytes, Clock, Primitives, Random, SigningKey } from './seams.ts';
+import { systemClock, webCryptoRandom } from './system.ts';
+
+const NONCE_BYTES = 16;
+
+/** A request as it will go over the wire. */
+export interface UnsignedRequest {
+  /** Upper-case. */
+  readonly method: string;
+  /** Lower-case `host` or `host:port`, the default port of the scheme dropped: what `URL.host` gives. */
+  readonly authority: string;
+  /** Origin-form: path and query exactly as they are sent. */
+  readonly target: string;
+  /** All headers, by lower-case name. Those that are not covered are looked at only to refuse unsupported ones. */
+  readonly headers: Iterable<readonly [name: string, value: string]>;
+  /** The body bytes; empty when there is none. */
+  readonly body: Bytes;
+}
+
+export interface SignerOptions {
+  readonly key: SigningKey;
+  readonly clock?: Clock;
+  readonly random?: Random;
+  readonly primitives?: Pick<Primitives, 'sha256'>;
+}
+
+/** Signs one request for one purpose; every call draws a fresh nonce and reads the clock. */
+export type Signer = (request: UnsignedRequest, tag?: SignatureTag) => Promise<Record<CarriageHeader, string>>;
+
+/**
+ * A signer for one key.
+ * The signer throws UsageError `target_unsupported` or `header_unsupported` for what no verifier would accept.
+ */
+export function createSigner(options: SignerOptions): Signer {
+  const { key, clock = systemClock, random = webCryptoRandom(), primitives = webCryptoPrimitives() } = options;
+
+  return async (request, tag = 'keyguard-v1') => {
+    const { method, authority } = request;
+    if (!isMethod(method)) throw new UsageError('target_unsupported', 'The method must be 1 to 16 upper-case letters.');
+    if (!isAuthority(authority)) {
+      throw new UsageError('target_unsupported', 'The authority must be a lower-case host, with a port where it is not the default.');
+    }
+    const target = splitTarget(request.target);
+    if (target === null) {
+      throw new UsageError(
+        'target_unsupported',
+        `The request target cannot be signed: it must be a path of at most ${MAX_TARGET_BYTES} bytes in printable ASCII without empty ` +
+          'or dot segments, fragments, and percent-encoded slashes, dots, backslashes, percent signs or control characters.',
+      );
+    }
+    const { contentType, coveredHeaders } = selectHeaders(request.headers);
+    const bodySha256 = toBase64(await primitives.sha256(request.body));
+    const timestamp = String(Math.floor(clock.nowMs() / 1000));
+    const nonce = toBase64Url(random.bytes(NONCE_BYTES));
+    const { keyId } = key;
+    const base = signatureBase(
+      { method, authority, path: target.path, query: target.query, bodySha256, contentType, coveredHeaders, timestamp, keyId, nonce },
+      tag,
+    );
+    return {
+      'x-keyguard-version': PROTOCOL_VERSION,
+      'x-keyguard-key-id': keyId,
+      'x-keyguard-timestamp': timestamp,
+      'x-keyguard-nonce': nonce,
+      'x-keyguard-body-sha256': bodySha256,
+      'x-keyguard-signature': toBase64(await key.sign(utf8(base))),
+    };
+  };
+}
+
+function selectHeaders(headers: UnsignedRequest['headers']): { contentType: string | null; coveredHeaders: CoveredHeader[] } {
+  let contentType: string | null = null;
+  const present = new Map<string, string>();
+  for (const [name, value] of headers) {
+    if (isUnsupportedHeader(name) || name === 'content-encoding') {
+      throw new UsageError('header_unsupported', `The header ${name} is not part of protocol version 1, so it would be refused.`);
+    }
+    if (name !== 'content-type' && !COVERED_HEADERS.includes(name)) continue;
+    if (!isFieldValue(value)) {
+      throw new UsageError('header_unsupported', `The header ${name} must be printable ASCII, not empty and at most 1 KiB.`);
+    }
+    if (present.has(name) || (name === 'content-type' && contentType !== null)) {
+      throw new UsageError('header_unsupported', `The header ${name} must occur once.`);
+    }
+    if (name === 'content-type') contentType = value;
+    else present.set(name, value);
+  }
+  const coveredHeaders: CoveredHeader[] = [];
+  for (const name of COVERED_HEADERS) {
+    const value = present.get(name);
+    if (value !== undefined) coveredHeaders.push([name, value]);
+  }
+  return { contentType, coveredHeaders };
+}

@@ -1,0 +1,195 @@
+/**
+ * Headers + body + public key + policy → verified, or throws. Steps 1, 2 and 4 of the protocol's recipe; no I/O and no memory:
+ * who the device is, whether the nonce was used and how often it may call are for the verifier that calls this.
+ *
+ * Everything that arrives here is untrusted, the header names included.
+ *
+ * @see docs/spec/request-signing.md, RFC 9421 section 3.2
+ */
+import { fromBase64, toBase64, utf8 } from './bytes.ts';
+import {
+  COVERED_HEADERS,
+  isBodySha256,
+  isCoveredHeader,
+  isFieldValue,
+  isKeyId,
+  isMethod,
+  isNonce,
+  isSignature,
+  isTimestamp,
+  isUnsupportedHeader,
+  PROTOCOL_VERSION,
+  signatureBase,
+  splitTarget,
+  type CarriageHeader,
+  type CoveredHeader,
+  type SignatureTag,
+  type SignedParts,
+} from './canonical.ts';
+import { RejectedError } from './errors.ts';
+import type { Bytes, Primitives, VerifyKey } from './seams.ts';
+
+/** The head of a request as the server received it. */
+export interface ReceivedHead {
+  readonly method: string;
+  /** The original request target, before any router rewrote it. */
+  readonly target: string;
+  /** Name, value, name, value … in the order received, doubled headers kept (Node's `rawHeaders`). */
+  readonly rawHeaders: readonly string[];
+}
+
+/** A head that keeps the grammar. Nothing in it is proven yet. */
+export interface SignedHead extends SignedParts {
+  readonly createdSeconds: number;
+  readonly signature: Bytes;
+}
+
+function malformed(detail: string): RejectedError {
+  return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request.', { detail });
+}
+
+/**
+ * Step 1: reads the head, or throws. `authorities` are trusted: the exact `host[:port]` values under which this server is
+ * reached. One alone is taken as it is; of several, the request's only `Host` must name one.
+ * @throws RejectedError `malformed_request`, `unsupported_version`, `unsupported_header`, `unsupported_encoding`
+ */
+export function readSignedHead(head: ReceivedHead, authorities: readonly string[]): SignedHead {
+  const { method, target, rawHeaders } = head;
+  if (!isMethod(method)) throw malformed('method');
+  const split = splitTarget(target);
+  if (split === null) throw malformed('target');
+
+  const carriage: Partial<Record<CarriageHeader, string>> = {};
+  const covered: CoveredHeader[] = [];
+  let contentType: string | null = null;
+  let host: string | null = null;
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!.toLowerCase();
+    const value = rawHeaders[i + 1]!;
+    switch (name) {
+      case 'x-keyguard-version':
+      case 'x-keyguard-key-id':
+      case 'x-keyguard-timestamp':
+      case 'x-keyguard-nonce':
+      case 'x-keyguard-body-sha256':
+      case 'x-keyguard-signature':
+        if (carriage[name] !== undefined) throw malformed(`${name} twice`);
+        carriage[name] = value;
+        break;
+      case 'host':
+        if (host !== null) throw malformed('host twice');
+        host = value;
+        break;
+      case 'content-type':
+        if (contentType !== null) throw malformed('content-type twice');
+        if (!isFieldValue(value)) throw malformed('content-type');
+        contentType = value;
+        break;
+      case 'content-encoding':
+        if (value.toLowerCase() !== 'identity') {
+          throw new RejectedError('unsupported_encoding', 'A signed body must not be compressed: the hash is of the bytes as they are.');
+        }
+        break;
+      case 'signature':
+      case 'signature-input':
+        throw malformed('the RFC 9421 carriage is not enabled');
+      default:
+        if (isCoveredHeader(name)) {
+          if (covered.some(([other]) => other === name)) throw malformed(`${name} twice`);
+          if (!isFieldValue(value)) throw malformed(name);
+          covered.push([name, value]);
+        } else if (isUnsupportedHeader(name)) {
+          throw new RejectedError('unsupported_header', `The header ${name.slice(0, 64)} is not part of protocol version 1.`);
+        }
+    }
+  }
+  if (covered.length > 1) covered.sort(([a], [b]) => COVERED_HEADERS.indexOf(a) - COVERED_HEADERS.indexOf(b));
+
+  const version = carriage['x-keyguard-version'];
+  if (version === undefined) throw malformed('x-keyguard-version missing');
+  if (version !== PROTOCOL_VERSION) {
+    throw new RejectedError('unsupported_version', `This server speaks version ${PROTOCOL_VERSION} of the protocol.`);
+  }
+  const timestamp = demand(carriage, 'x-keyguard-timestamp', isTimestamp);
+  const signature = fromBase64(demand(carriage, 'x-keyguard-signature', isSignature));
+  if (signature === null) throw malformed('x-keyguard-signature');
+  return {
+    method,
+    authority: matchAuthority(host, authorities),
+    path: split.path,
+    query: split.query,
+    bodySha256: demand(carriage, 'x-keyguard-body-sha256', isBodySha256),
+    contentType,
+    coveredHeaders: covered,
+    timestamp,
+    keyId: demand(carriage, 'x-keyguard-key-id', isKeyId),
+    nonce: demand(carriage, 'x-keyguard-nonce', isNonce),
+    createdSeconds: Number(timestamp),
+    signature,
+  };
+}
+
+function demand(
+  carriage: Partial<Record<CarriageHeader, string>>,
+  name: CarriageHeader,
+  hasForm: (text: string) => boolean,
+): string {
+  const value = carriage[name];
+  if (value === undefined) throw malformed(`${name} missing`);
+  if (!hasForm(value)) throw malformed(name);
+  return value;
+}
+
+// A Host that is not ours is told like a bad signature: the request was signed for another deployment.
+function matchAuthority(host: string | null, authorities: readonly string[]): string {
+  const [first] = authorities;
+  if (authorities.length === 1 && first !== undefined) return first;
+  if (host === null) throw malformed('host missing');
+  const named = host.toLowerCase();
+  if (authorities.includes(named)) return named;
+  const portless = named.replace(/:(?:80|443)$/, '');
+  if (authorities.includes(portless)) return portless;
+  throw signatureInvalid('host is not an authority of this server');
+}
+
+/** How far `createdSeconds` may lie before and after the clock, in seconds; both ends are in. */
+export interface TimeWindow {
+  readonly maxAgeSeconds: number;
+  readonly maxFutureSeconds: number;
+}
+
+/**
+ * Step 2: the request is neither too old nor too far ahead.
+ * @throws RejectedError `timestamp_out_of_window`; also when the clock answers nonsense
+ */
+export function assertFresh(createdSeconds: number, window: TimeWindow, nowMs: number): void {
+  const age = Math.floor(nowMs / 1000) - createdSeconds;
+  if (age >= -window.maxFutureSeconds && age <= window.maxAgeSeconds) return;
+  throw new RejectedError('timestamp_out_of_window', 'The request is dated outside the accepted window: correct the clock and sign again.');
+}
+
+function signatureInvalid(detail: string): RejectedError {
+  return new RejectedError('signature_invalid', 'The signature does not verify.', { detail });
+}
+
+/**
+ * Step 4: the body is the one that was hashed, and `key` signed this head for the purpose `tag`. Does the same work whether
+ * the hash matches or not.
+ * @throws RejectedError `signature_invalid`
+ */
+export async function verifySignature(
+  head: SignedHead,
+  body: Bytes,
+  key: VerifyKey,
+  tag: SignatureTag,
+  primitives: Primitives,
+): Promise<void> {
+  const hashing = primitives.sha256(body);
+  const checking = primitives.verify(key, utf8(signatureBase(head, tag)), head.signature);
+  // Synchronous primitives must not pay for promises; asynchronous ones run side by side.
+  const [hash, valid] =
+    hashing instanceof Promise || checking instanceof Promise ? await Promise.all([hashing, checking]) : [hashing, checking];
+  const matches = toBase64(hash) === head.bodySha256;
+  if (valid !== true) throw signatureInvalid('signature');
+  if (!matches) throw signatureInvalid('body');
+}
