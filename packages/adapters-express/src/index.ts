@@ -1,1 +1,2 @@
-export {};
+export { keyguard, sendProblem, verifiedRequest, type KeyguardMiddlewareOptions, type RejectionSender } from './middleware.ts';
+export { enrollmentRouter, type EnrollmentRouterOptions } from './router.ts';

@@ -1,0 +1,112 @@
+/**
+ * The door of an Express 5 application: lets verified requests through and answers all others. It translates and decides
+ * nothing; what is verified is the original target and the raw bytes, whatever routers and proxies made of them.
+ */
+import type { NextFunction, Request, RequestHandler, Response } from 'express';
+import { isRejected, isUnavailable, UsageError, type RejectedError, type UnavailableError } from '@keyguard/core/errors';
+import type { IncomingRequest, VerifiedRequest, Verifier, VerifyOptions } from '@keyguard/server-verifier';
+import { describeRejection, type RejectionAnswer } from '@keyguard/server-verifier/rejection';
+import { readRawBody, type BodyBudget } from './raw-body.ts';
+
+declare global {
+  namespace Express {
+    interface Request {
+      /** The verified request; set by `keyguard()` and by nothing else. */
+      keyguard?: VerifiedRequest;
+    }
+  }
+}
+
+/** Writes the answer to a refusal; the default is {@link sendProblem}. */
+export type RejectionSender = (answer: RejectionAnswer, request: Request, response: Response) => void;
+
+export interface KeyguardMiddlewareOptions extends VerifyOptions {
+  /** Answers refusals in another dialect than problem+json. Status and headers of the answer MUST be kept. */
+  readonly sendRejection?: RejectionSender;
+}
+
+/**
+ * Middleware that lets only verified requests through, with `request.keyguard` set and `request.body` the signed bytes (a
+ * `Buffer`). Mount it before any body parser.
+ */
+export function keyguard(verifier: Verifier, options: KeyguardMiddlewareOptions = {}): RequestHandler {
+  if (typeof verifier?.verify !== 'function') throw new UsageError('invalid_option', 'keyguard() needs the verifier of createVerifier().');
+  const { sendRejection = sendProblem, ...verifyOptions } = options;
+  const receive = receiver();
+  return async (request, response, next) => {
+    let verified: VerifiedRequest;
+    try {
+      verified = await receive(request, (incoming) => verifier.verify(incoming, verifyOptions));
+    } catch (error) {
+      refuse(error, verifier, sendRejection, request, response, next);
+      return;
+    }
+    request.keyguard = verified;
+    const { buffer, byteOffset, byteLength } = verified.body;
+    request.body = Buffer.from(buffer, byteOffset, byteLength);
+    next();
+  };
+}
+
+/** The verified request behind `request`. @throws UsageError `invalid_option` when `keyguard()` did not run before */
+export function verifiedRequest(request: Request): VerifiedRequest {
+  if (request.keyguard === undefined) throw new UsageError('invalid_option', 'Mount keyguard() before this handler.');
+  return request.keyguard;
+}
+
+/** Translates a request for a recipe and keeps its bytes on the budget until the recipe has decided. */
+export type Receiver = <T>(request: Request, recipe: (incoming: IncomingRequest) => Promise<T>) => Promise<T>;
+
+/** One per door: each has its own budget of unverified bytes. */
+export function receiver(): Receiver {
+  const budget: BodyBudget = { heldBytes: 0 };
+  return async (request, recipe) => {
+    let heldBytes = 0;
+    try {
+      return await recipe({
+        method: request.method,
+        // Routers strip their mount path from `url`; the caller signed the original.
+        target: request.originalUrl,
+        rawHeaders: request.rawHeaders,
+        ip: request.ip ?? null,
+        async body(policy) {
+          const bytes = await readRawBody(request, policy, budget);
+          heldBytes = bytes.length;
+          return bytes;
+        },
+      });
+    } finally {
+      budget.heldBytes -= heldBytes;
+    }
+  };
+}
+
+/** Answers a refusal; hands anything else (a mistake in the program) to Express. */
+export function refuse(
+  error: unknown,
+  clock: { nowMs(): number },
+  sendRejection: RejectionSender,
+  request: Request,
+  response: Response,
+  next: NextFunction,
+): void {
+  if (response.headersSent || response.destroyed) return;
+  if (!isRejected(error) && !isUnavailable(error)) {
+    next(error);
+    return;
+  }
+  const answer = describeRejection(error, safeNowMs(error, clock));
+  response.status(answer.status).set(answer.headers);
+  // The rest of an unread body would otherwise be taken for the next request's head, or be read for nothing.
+  if (!request.complete) response.set('connection', 'close');
+  sendRejection(answer, request, response);
+}
+
+function safeNowMs(error: RejectedError | UnavailableError, clock: { nowMs(): number }): number {
+  return error.code === 'timestamp_out_of_window' ? clock.nowMs() : 0;
+}
+
+/** RFC 9457 `application/problem+json`. */
+export const sendProblem: RejectionSender = (answer, _request, response) => {
+  response.type('application/problem+json').send(JSON.stringify(answer.problem));
+};

@@ -1,0 +1,34 @@
+/**
+ * Enrollment codes: 130 random bits as 26 Crockford base32 characters in groups, shown once to a person. Only the hash is ever
+ * kept, and nothing here logs or stores.
+ *
+ * @see https://www.crockford.com/base32.html
+ */
+import { toBase64Url, utf8 } from '@keyguard/core/bytes';
+import type { Random } from '@keyguard/core/seams';
+import { hash } from 'node:crypto';
+
+const ALPHABET = '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
+const CHARACTERS = 26;
+const GROUPS = /.{1,5}/g;
+const CODE = /^[0-9A-HJKMNP-TV-Z]{26}$/;
+
+/** A new code, for instance `7K3QF-0MZ8T-…`: six groups, read aloud or typed without mistakes. */
+export function generateEnrollmentCode(random: Random): string {
+  const bytes = random.bytes(CHARACTERS);
+  let code = '';
+  // 256 is a multiple of 32, so five bits of each byte are uniform.
+  for (let i = 0; i < CHARACTERS; i += 1) code += ALPHABET[bytes[i]! & 31];
+  return code.match(GROUPS)!.join('-');
+}
+
+/**
+ * The hash under which a code (untrusted) is kept, as base64url; `null` for what cannot be a code. Case, spaces and hyphens do
+ * not matter, and O, I and L are read as 0, 1 and 1.
+ */
+export function hashEnrollmentCode(code: string): string | null {
+  if (code.length > 64) return null;
+  const normalised = code.toUpperCase().replaceAll(/[\s-]/g, '').replaceAll('O', '0').replaceAll(/[IL]/g, '1');
+  if (!CODE.test(normalised)) return null;
+  return toBase64Url(hash('sha256', utf8(`keyguard-enrollment-code-v1\0${normalised}`), 'buffer'));
+}

@@ -1,0 +1,255 @@
+/**
+ * The steps that verification and enrollment share, each with its guarantee. They hold no state but imported keys; they decide
+ * nothing that the recipe in `verifier.ts` and `enrollment.ts` does not spell out.
+ */
+import { isRejected, isUnavailable, RejectedError, UnavailableError, UsageError } from '@keyguard/core/errors';
+import { thumbprint } from '@keyguard/core/keys';
+import type {
+  Bytes,
+  Clock,
+  Device,
+  DeviceRegistry,
+  MaybePromise,
+  Primitives,
+  RateDecision,
+  RateLimiter,
+  ReplayStore,
+  VerifyKey,
+} from '@keyguard/core/seams';
+import { assertFresh, readSignedHead, type ReceivedHead, type SignedHead, type TimeWindow } from '@keyguard/core/verify';
+import { systemClock } from '@keyguard/core/system';
+import { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
+import { memoryRateLimiter } from './limits.ts';
+import { nodePrimitives } from './node-primitives.ts';
+import { definePolicy, type Policy, type PolicyOptions } from './policy.ts';
+
+const IMPORTED_KEYS = 10_000;
+const NONCE_LIFE_SECONDS = 360;
+
+// A point whose private key was thrown away: what an unknown key id is verified against, so that it costs the same.
+const DUMMY_KEY = {
+  crv: 'P-256',
+  kty: 'EC',
+  x: 'fjXSxXH6Q24j2ZKJnTggBNyp8QXousmRxWpxLE3L5EM',
+  y: 'wjuM2mijrq17OJRnZN1ZYmNsdE8UA5jrBbHVWoHsrII',
+} as const;
+
+/** What an adapter hands over. Everything but `ip` is untrusted. */
+export interface IncomingRequest extends ReceivedHead {
+  /** The caller's address, from the socket or from proxies that the operator trusts; `null` where there is none. */
+  readonly ip: string | null;
+  /**
+   * Reads the body, at most `maxBytes`. Called once, and only when the head is well-formed and fresh.
+   * Throws RejectedError `body_too_large` or `request_timeout`.
+   */
+  readonly body: (policy: Policy) => MaybePromise<Bytes>;
+}
+
+/** A refusal, for the audit log. `keyId` is claimed, not proven, unless `deviceId` is there. */
+export interface RejectionEvent {
+  readonly error: RejectedError | UnavailableError;
+  readonly ip: string | null;
+  readonly method: string;
+  readonly path: string;
+  readonly keyId: string | null;
+  readonly deviceId: string | null;
+}
+
+export interface VerifierOptions {
+  readonly policy: PolicyOptions;
+  readonly registry: DeviceRegistry;
+  readonly replayStore: ReplayStore;
+  /** Counts proven devices. Default: in the memory of this process, by the policy's figure. */
+  readonly deviceLimiter?: RateLimiter;
+  /** Counts addresses before anything is proven. Default: in the memory of this process, by the policy's figure. */
+  readonly ipLimiter?: RateLimiter;
+  /** Default: `nodePrimitives()`. */
+  readonly primitives?: Primitives;
+  readonly clock?: Clock;
+  /** Told of every refusal, and awaited, before the answer leaves. If it fails, the answer is 503. */
+  readonly onRejected?: (event: RejectionEvent) => MaybePromise<void>;
+}
+
+/** The options, checked once and frozen. */
+export interface VerifierContext {
+  readonly policy: Policy;
+  readonly window: TimeWindow;
+  readonly registry: DeviceRegistry;
+  readonly replayStore: ReplayStore;
+  readonly deviceLimiter: RateLimiter;
+  readonly ipLimiter: RateLimiter;
+  readonly primitives: Primitives;
+  readonly clock: Clock;
+  readonly onRejected: VerifierOptions['onRejected'];
+  readonly keys: Map<string, VerifyKey>;
+  readonly dummyKey: MaybePromise<VerifyKey>;
+}
+
+/** @throws UsageError `invalid_option` */
+export function createContext(options: VerifierOptions): VerifierContext {
+  const policy = definePolicy(options.policy);
+  const { registry, replayStore, primitives = nodePrimitives(), clock = systemClock } = options;
+  if (typeof registry?.findByKeyId !== 'function') throw new UsageError('invalid_option', 'registry must be a DeviceRegistry.');
+  if (typeof replayStore?.claim !== 'function') throw new UsageError('invalid_option', 'replayStore must be a ReplayStore.');
+  return Object.freeze({
+    policy,
+    window: Object.freeze({
+      maxAgeSeconds: policy.maxAgeSeconds,
+      maxFutureSeconds: Math.min(policy.maxFutureSeconds, replayStore.maxFutureSeconds ?? policy.maxFutureSeconds),
+    }),
+    registry,
+    replayStore,
+    deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute }),
+    ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp }),
+    primitives,
+    clock,
+    onRejected: options.onRejected,
+    keys: new Map<string, VerifyKey>(),
+    dummyKey: primitives.importPublicKey(DUMMY_KEY),
+  });
+}
+
+/** Asks a seam. Whatever goes wrong, an answer that does not come included, is an {@link UnavailableError}. */
+export async function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    const answer = call();
+    if (!(answer instanceof Promise)) return answer;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`)), timeoutMs);
+    });
+    return await Promise.race([answer, late]);
+  } catch (error) {
+    if (isUnavailable(error)) throw error;
+    throw new UnavailableError(seam, `The ${seam} failed.`, { cause: error });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** The time, as a trusted finite number. @throws UnavailableError */
+export function readClock(context: VerifierContext): number {
+  let time: number;
+  try {
+    time = context.clock.nowMs();
+  } catch (cause) {
+    throw new UnavailableError('clock', 'The clock failed.', { cause });
+  }
+  if (!Number.isFinite(time)) throw new UnavailableError('clock', 'The clock gave no time.');
+  return time;
+}
+
+/** @throws RejectedError `timestamp_out_of_window` */
+export function demandFresh(context: VerifierContext, head: SignedHead): void {
+  assertFresh(head.createdSeconds, context.window, readClock(context));
+}
+
+/** Steps 1 and 2, after the rules that need no proof: the address may call, and has not called too often. */
+export async function admit(context: VerifierContext, incoming: IncomingRequest): Promise<SignedHead> {
+  const { policy } = context;
+  if (!policy.allowsIp(incoming.ip)) throw ipNotAllowed();
+  const decision = await ask('ip_limiter', policy.seamTimeoutMs, () => context.ipLimiter.consume(ipBucket(incoming.ip), 1));
+  demandAllowed(context, decision);
+  const head = readSignedHead(incoming, policy.authorities);
+  demandFresh(context, head);
+  return head;
+}
+
+function ipNotAllowed(): RejectedError {
+  return new RejectedError('ip_not_allowed', 'This address may not call.');
+}
+
+/** @throws RejectedError `rate_limited`; UnavailableError when the decision is none */
+export function demandAllowed(context: VerifierContext, decision: RateDecision): void {
+  if (decision?.allowed === true) return;
+  if (decision?.allowed !== false) throw new UnavailableError('rate_limiter', 'The limiter gave no decision.');
+  throw new RejectedError('rate_limited', 'Too many requests: try again later.', {
+    retryAfterMs: Math.max(0, decision.resetAtMs - readClock(context)),
+  });
+}
+
+const STATUSES: readonly string[] = ['pending', 'active', 'suspended', 'revoked'];
+const KEY_STATES: readonly string[] = ['current', 'retiring', 'retired'];
+
+/** Step 3: the device and its key as imported, or `null` and a dummy key. */
+export async function findDevice(
+  context: VerifierContext,
+  keyId: string,
+): Promise<{ readonly device: Device | null; readonly key: VerifyKey }> {
+  const device = await ask('device_registry', context.policy.seamTimeoutMs, () => context.registry.findByKeyId(keyId));
+  if (device === null) return { device, key: await context.dummyKey };
+  if (device?.keyId !== keyId || !STATUSES.includes(device.status) || !KEY_STATES.includes(device.keyState)) {
+    throw new UnavailableError('device_registry', 'The registry gave no device of that key.');
+  }
+  return { device, key: context.keys.get(keyId) ?? (await importKey(context, device)) };
+}
+
+// A key id is the hash of its key, so what was imported for one stays right for ever; the map is bounded all the same.
+async function importKey(context: VerifierContext, { keyId, publicKey }: Device): Promise<VerifyKey> {
+  const { keys, primitives } = context;
+  const key = await ask('device_registry', context.policy.seamTimeoutMs, async () => {
+    if ((await thumbprint(publicKey, primitives)) !== keyId) throw new Error('thumbprint');
+    return primitives.importPublicKey(publicKey);
+  });
+  if (keys.size >= IMPORTED_KEYS) keys.delete(keys.keys().next().value!);
+  keys.set(keyId, key);
+  return key;
+}
+
+/** Step 5: the device may call, with this key, from this address. Only the holder of the key may be told. */
+export function demandActive(context: VerifierContext, device: Device, ip: string | null): void {
+  if (device.status === 'pending') throw new RejectedError('device_pending', 'This device awaits approval by an administrator.');
+  if (device.status === 'suspended') throw new RejectedError('device_suspended', 'This device is suspended: ask an administrator.');
+  if (device.status !== 'active') throw new RejectedError('device_revoked', 'This device is revoked for good: enroll a new key.');
+  const retiring = device.keyState === 'retiring' && device.keyRetiresAtMs !== null && readClock(context) < device.keyRetiresAtMs;
+  if (device.keyState !== 'current' && !retiring) {
+    throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'retired key' });
+  }
+  if (device.ipAllowlist !== null && !matcherOf(device.ipAllowlist)(ip)) throw ipNotAllowed();
+}
+
+const matchers = new WeakMap<readonly string[], IpMatcher>();
+
+function matcherOf(allowlist: readonly string[]): IpMatcher {
+  let matcher = matchers.get(allowlist);
+  if (matcher === undefined) {
+    try {
+      matcher = ipMatcher(allowlist);
+    } catch (cause) {
+      throw new UnavailableError('device_registry', 'The allowlist of the device is not readable.', { cause });
+    }
+    matchers.set(allowlist, matcher);
+  }
+  return matcher;
+}
+
+/** Step 6: this request is the first with its nonce. @throws RejectedError `replay_detected` */
+export async function claimNonce(context: VerifierContext, { keyId, nonce, createdSeconds }: SignedHead): Promise<void> {
+  const expiresAtMs = (createdSeconds + NONCE_LIFE_SECONDS) * 1000;
+  const claimed = await ask('replay_store', context.policy.seamTimeoutMs, () =>
+    context.replayStore.claim(keyId, nonce, createdSeconds, expiresAtMs),
+  );
+  if (claimed === true) return;
+  if (claimed !== false) throw new UnavailableError('replay_store', 'The replay store gave no answer.');
+  throw new RejectedError('replay_detected', 'This request was used before: sign every request anew.');
+}
+
+/** Runs a recipe and reports its refusal before it leaves. */
+export async function reporting<T>(
+  context: VerifierContext,
+  incoming: IncomingRequest,
+  proven: { keyId: string | null; deviceId: string | null },
+  recipe: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await recipe();
+  } catch (error) {
+    const { onRejected, policy } = context;
+    if (onRejected !== undefined && (isRejected(error) || isUnavailable(error))) {
+      const { ip, method, target } = incoming;
+      const path = target.split('?', 1)[0]!.slice(0, 1024);
+      await ask('audit', policy.seamTimeoutMs, () => onRejected({ error, ip, method: method.slice(0, 16), path, ...proven }));
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,132 @@
+/**
+ * The verifier: reads as the recipe of the protocol, in its order. Any exception, missing store, answer of another type or
+ * unknown state is a refusal; nothing here fails open.
+ *
+ * @see docs/spec/request-signing.md
+ */
+import { RejectedError } from '@keyguard/core/errors';
+import type { Bytes, Device, RateDecision } from '@keyguard/core/seams';
+import { verifySignature } from '@keyguard/core/verify';
+import type { CoveredHeader } from '@keyguard/core/canonical';
+import type { Policy } from './policy.ts';
+import {
+  admit,
+  ask,
+  claimNonce,
+  createContext,
+  demandActive,
+  demandAllowed,
+  demandFresh,
+  findDevice,
+  readClock,
+  reporting,
+  type IncomingRequest,
+  type VerifierContext,
+  type VerifierOptions,
+} from './recipe.ts';
+
+export type { IncomingRequest, RejectionEvent, VerifierOptions } from './recipe.ts';
+
+/** A request that a known, active device signed and that is used here for the first time. Frozen. */
+export interface VerifiedRequest {
+  readonly device: Device;
+  readonly keyId: string;
+  readonly method: string;
+  readonly authority: string;
+  /** The signed path. Route and forward by this, never by a URL that a router rewrote. */
+  readonly path: string;
+  /** Without the question mark; empty when there is none. */
+  readonly query: string;
+  readonly contentType: string | null;
+  /** The signed headers besides Content-Type: the only ones of the caller's that may be forwarded. */
+  readonly coveredHeaders: readonly CoveredHeader[];
+  /** The signed bytes. */
+  readonly body: Bytes;
+  readonly createdSeconds: number;
+  readonly nonce: string;
+  readonly verifiedAtMs: number;
+  readonly rate: RateDecision;
+}
+
+export interface VerifyOptions {
+  /** Lets a device that is not active, or a retired key, ask for its own state. For the status route only. */
+  readonly insecureAnyStatus?: boolean;
+}
+
+export interface Verifier {
+  readonly policy: Policy;
+  /** The time, as the verifier reads it. @throws UnavailableError */
+  nowMs(): number;
+  /**
+   * Resolves for a request that is to be let through, and for no other.
+   * @throws RejectedError with a protocol code
+   * @throws UnavailableError when a seam failed: nothing is let through
+   */
+  verify(incoming: IncomingRequest, options?: VerifyOptions): Promise<VerifiedRequest>;
+}
+
+/** @throws UsageError `invalid_option` */
+export function createVerifier(options: VerifierOptions): Verifier {
+  const context = createContext(options);
+  return Object.freeze({
+    policy: context.policy,
+    nowMs: () => readClock(context),
+    verify(incoming: IncomingRequest, { insecureAnyStatus = false }: VerifyOptions = {}): Promise<VerifiedRequest> {
+      const proven = { keyId: null, deviceId: null };
+      return reporting(context, incoming, proven, () => verifyInOrder(context, incoming, insecureAnyStatus, proven));
+    },
+  });
+}
+
+async function verifyInOrder(
+  context: VerifierContext,
+  incoming: IncomingRequest,
+  anyStatus: boolean,
+  proven: { keyId: string | null; deviceId: string | null },
+): Promise<VerifiedRequest> {
+  const { policy, deviceLimiter } = context;
+
+  // 1 and 2: syntax, single occurrence, version, target, size; time.
+  const head = await admit(context, incoming);
+  proven.keyId = head.keyId;
+  const body = await incoming.body(policy);
+
+  // 3: the device; an unknown one costs as much as a known one.
+  const { device, key } = await findDevice(context, head.keyId);
+
+  // 4: body hash and signature.
+  await verifySignature(head, body, key, 'keyguard-v1', context.primitives);
+  if (device === null) throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'unknown key' });
+  proven.deviceId = device.deviceId;
+
+  // 5: what the device may do. From here on the caller has proven to hold the key.
+  if (!anyStatus) demandActive(context, device, incoming.ip);
+
+  // 6: look at the limit, so that one device cannot fill the store for all; then claim the nonce.
+  demandFresh(context, head);
+  const limit = device.requestsPerMinute ?? policy.requestsPerMinute;
+  demandAllowed(context, await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.peek(device.deviceId, limit)));
+  await claimNonce(context, head);
+
+  // 7: debit the limit.
+  const rate = await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.consume(device.deviceId, 1, limit));
+  demandAllowed(context, rate);
+
+  // 8: the awaits took time; the answer is only given within the window.
+  demandFresh(context, head);
+  return Object.freeze({
+    device,
+    keyId: head.keyId,
+    method: head.method,
+    authority: head.authority,
+    path: head.path,
+    query: head.query,
+    contentType: head.contentType,
+    coveredHeaders: head.coveredHeaders,
+    body,
+    createdSeconds: head.createdSeconds,
+    nonce: head.nonce,
+    verifiedAtMs: readClock(context),
+    rate,
+  });
+}
