@@ -1,0 +1,248 @@
+/**
+ * The vault: seals a value for one place (deployment, table, row, column, version, purpose) and opens it there only.
+ *
+ * Each value has a data encryption key of its own, which seals once; a {@link KeyProvider} wraps it. Format 1 must open for
+ * ever. This room stores nothing, names no reason when it refuses, and gives out no byte of plaintext that it has not
+ * authenticated.
+ *
+ * @see docs/spec/vault.md for the exact bytes
+ */
+import { concat, u32, utf8 } from './bytes.ts';
+import { isUnavailable, UsageError } from './errors.ts';
+import { drawBytes, hkdf, isNonEmptyText, lengthPrefixed, vaultOpenFailed } from './key-provider.ts';
+import type { Bytes, KeyProvider, Random } from './seams.ts';
+import { webCryptoRandom } from './system.ts';
+
+export * from './key-provider.ts';
+
+// "KGV", version 1.
+const FORMAT: Bytes = /* @__PURE__ */ Uint8Array.of(0x4b, 0x47, 0x56, 1);
+// HKDF-SHA-256, HMAC-SHA-256 commitment, AES-256-GCM.
+const ALGORITHM: Bytes = /* @__PURE__ */ Uint8Array.of(1);
+const DEK_BYTES = 32;
+const DEK_ID_AT = 5;
+const DEK_ID_BYTES = 16;
+const IV_AT = 21;
+const IV_BYTES = 12;
+const COMMITMENT_AT = 33;
+const CIPHERTEXT_AT = 65;
+const TAG_BYTES = 16;
+
+const ENCRYPTION_LABEL = 'kg-vault-enc-v1';
+const COMMITMENT_LABEL = 'kg-vault-com-v1';
+const DEK_LABEL = 'kg-vault-dek-v1';
+
+/** Where a value lives. All of it is authenticated and none of it is stored in the envelope. Trusted: the caller's own. */
+export interface VaultPlace {
+  /** The random id of the deployment, so that another one's database opens nothing here. */
+  readonly deploymentId: string;
+  readonly table: string;
+  readonly row: string;
+  readonly column: string;
+  /** The version of the value, an integer from 0 to 2⁵³ − 1. */
+  readonly version: number;
+  /** What the value is for, for instance `provider-key`. */
+  readonly purpose: string;
+}
+
+/** What is stored. All three are untrusted when they come back. */
+export interface SealedValue {
+  /** The envelope: header, commitment, ciphertext and tag; 81 bytes more than the plaintext. */
+  readonly ciphertext: Bytes;
+  readonly wrappedDek: Bytes;
+  readonly kekId: string;
+}
+
+export interface SealOptions {
+  readonly keyProvider: KeyProvider;
+  readonly crypto?: Crypto;
+  readonly random?: Random;
+}
+
+export interface OpenOptions {
+  readonly keyProvider: KeyProvider;
+  readonly crypto?: Crypto;
+}
+
+export interface RewrapOptions {
+  readonly from: KeyProvider;
+  readonly to: KeyProvider;
+}
+
+function checkPlace(place: VaultPlace): void {
+  for (const name of ['deploymentId', 'table', 'row', 'column', 'purpose'] as const) {
+    if (!isNonEmptyText(place[name])) {
+      throw new UsageError('invalid_option', `${name} of a place must be well-formed text, not empty.`);
+    }
+  }
+  if (!Number.isSafeInteger(place.version) || place.version < 0) {
+    throw new UsageError('invalid_option', 'version of a place must be an integer from 0 to 2^53 - 1.');
+  }
+}
+
+function placeFields(place: VaultPlace, dekId: Bytes): Bytes[] {
+  const version = concat(u32(Math.floor(place.version / 2 ** 32)), u32(place.version));
+  return [
+    utf8(place.deploymentId),
+    utf8(place.table),
+    utf8(place.row),
+    utf8(place.column),
+    version,
+    dekId,
+    utf8(place.purpose),
+  ];
+}
+
+function valueAad(place: VaultPlace, dekId: Bytes): Bytes {
+  return lengthPrefixed(FORMAT, ALGORITHM, ...placeFields(place, dekId));
+}
+
+function dekContext(place: VaultPlace, dekId: Bytes): Bytes {
+  return lengthPrefixed(utf8(DEK_LABEL), ...placeFields(place, dekId));
+}
+
+interface ValueKeys {
+  readonly encryption: CryptoKey;
+  readonly commitment: CryptoKey;
+}
+
+async function deriveKeys(
+  subtle: SubtleCrypto,
+  dek: Bytes,
+  encryptionUse: 'encrypt' | 'decrypt',
+  commitmentUse: 'sign' | 'verify',
+): Promise<ValueKeys> {
+  const base = await subtle.importKey('raw', dek, 'HKDF', false, ['deriveKey']);
+  const aes = { name: 'AES-GCM', length: 256 };
+  // The length must be said: WebCrypto's own default for HMAC is the block size of the hash.
+  const hmac = { name: 'HMAC', hash: 'SHA-256', length: 256 };
+  const [encryption, commitment] = await Promise.all([
+    subtle.deriveKey(hkdf(ENCRYPTION_LABEL), base, aes, false, [encryptionUse]),
+    subtle.deriveKey(hkdf(COMMITMENT_LABEL), base, hmac, false, [commitmentUse]),
+  ]);
+  return { encryption, commitment };
+}
+
+function gcm(header: Bytes, aad: Bytes): AesGcmParams {
+  return { name: 'AES-GCM', iv: header.slice(IV_AT), additionalData: aad, tagLength: TAG_BYTES * 8 };
+}
+
+/**
+ * Encrypts `plaintext` under a fresh key, so that it opens at `place` and nowhere else.
+ *
+ * @param plaintext secret; any length, 1 MiB and more in one call. MUST NOT be changed before the answer is there; wiping it
+ *   afterwards is the caller's
+ * @param place trusted
+ * @throws UsageError `invalid_option` for a place with an empty or ill-formed part
+ * @throws UnavailableError as the key provider throws it
+ */
+export async function seal(plaintext: Bytes, place: VaultPlace, options: SealOptions): Promise<SealedValue> {
+  checkPlace(place);
+  const { keyProvider, crypto = globalThis.crypto } = options;
+  const { subtle } = crypto;
+  const random = options.random ?? webCryptoRandom(crypto);
+  const dek = drawBytes(random, DEK_BYTES);
+  try {
+    const dekId = drawBytes(random, DEK_ID_BYTES);
+    const header = concat(FORMAT, ALGORITHM, dekId, drawBytes(random, IV_BYTES));
+    const aad = valueAad(place, dekId);
+    const [wrapped, keys, aadHash] = await Promise.all([
+      keyProvider.wrap(dek, dekContext(place, dekId)),
+      deriveKeys(subtle, dek, 'encrypt', 'sign'),
+      subtle.digest('SHA-256', aad),
+    ]);
+    const [commitment, encrypted] = await Promise.all([
+      subtle.sign('HMAC', keys.commitment, concat(header, new Uint8Array(aadHash))),
+      subtle.encrypt(gcm(header, aad), keys.encryption, plaintext),
+    ]);
+    const ciphertext = concat(header, new Uint8Array(commitment), new Uint8Array(encrypted));
+    return { ciphertext, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
+  } finally {
+    dek.fill(0);
+  }
+}
+
+// A copy: what was checked must be what is used, whatever the owner of the array does in the meantime.
+function readHeader(ciphertext: Bytes): Bytes {
+  const header = ciphertext.slice(0, COMMITMENT_AT);
+  const isFormat = FORMAT.every((byte, i) => header[i] === byte) && header[FORMAT.length] === ALGORITHM[0];
+  if (!isFormat || ciphertext.length < CIPHERTEXT_AT + TAG_BYTES) throw vaultOpenFailed();
+  return header;
+}
+
+function dekIdOf(header: Bytes): Bytes {
+  return header.slice(DEK_ID_AT, DEK_ID_AT + DEK_ID_BYTES);
+}
+
+async function unwrapDek(from: KeyProvider, sealed: SealedValue, place: VaultPlace, dekId: Bytes): Promise<Bytes> {
+  const dek = await from.unwrap({ kekId: sealed.kekId, bytes: sealed.wrappedDek }, dekContext(place, dekId));
+  if (dek.length !== DEK_BYTES) throw vaultOpenFailed();
+  return dek;
+}
+
+async function opaquely<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (isUnavailable(error)) throw error;
+    throw vaultOpenFailed();
+  }
+}
+
+/**
+ * The plaintext that was sealed for exactly this `place`. Whatever is wrong (place, key, envelope, version of the format), the
+ * refusal is one and the same, and no plaintext comes out before all of it is authenticated.
+ *
+ * @param sealed untrusted
+ * @param place trusted
+ * @throws RejectedError `vault_open_failed`, always with the same message and without detail
+ * @throws UnavailableError as the key provider throws it
+ */
+export async function open(sealed: SealedValue, place: VaultPlace, options: OpenOptions): Promise<Bytes> {
+  return opaquely(async () => {
+    checkPlace(place);
+    const { keyProvider, crypto = globalThis.crypto } = options;
+    const { subtle } = crypto;
+    const header = readHeader(sealed.ciphertext);
+    const commitment = sealed.ciphertext.slice(COMMITMENT_AT, CIPHERTEXT_AT);
+    const encrypted = sealed.ciphertext.subarray(CIPHERTEXT_AT);
+    const aad = valueAad(place, dekIdOf(header));
+    const dek = await unwrapDek(keyProvider, sealed, place, dekIdOf(header));
+    try {
+      const [keys, aadHash] = await Promise.all([
+        deriveKeys(subtle, dek, 'decrypt', 'verify'),
+        subtle.digest('SHA-256', aad),
+      ]);
+      const committed = concat(header, new Uint8Array(aadHash));
+      // GCM does not commit to its key: one ciphertext can be made to open under two. `verify` compares in constant time.
+      if (!(await subtle.verify('HMAC', keys.commitment, commitment, committed))) throw vaultOpenFailed();
+      return new Uint8Array(await subtle.decrypt(gcm(header, aad), keys.encryption, encrypted));
+    } finally {
+      dek.fill(0);
+    }
+  });
+}
+
+/**
+ * The same sealed value with its DEK wrapped by `to` in place of `from`. The envelope is not touched: the answer holds the
+ * very array that was given.
+ *
+ * @param sealed untrusted
+ * @param place trusted
+ * @throws RejectedError `vault_open_failed` where `from` does not unwrap the DEK for this place
+ * @throws UnavailableError as a key provider throws it
+ */
+export async function rewrap(sealed: SealedValue, place: VaultPlace, options: RewrapOptions): Promise<SealedValue> {
+  const { from, to } = options;
+  const [dek, dekId] = await opaquely(async () => {
+    checkPlace(place);
+    const id = dekIdOf(readHeader(sealed.ciphertext));
+    return [await unwrapDek(from, sealed, place, id), id] as const;
+  });
+  try {
+    const wrapped = await to.wrap(dek, dekContext(place, dekId));
+    return { ciphertext: sealed.ciphertext, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
+  } finally {
+    dek.fill(0);
+  }
+}
