@@ -58,7 +58,8 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
   // Pairs by the second in which they expire, so that forgetting costs what was remembered and no more.
   const byExpiry = new Map<number, { pairs: string[]; newestSeconds: number }>();
   const startedAtMs = options.startedAtMs ?? clock.nowMs();
-  let floorSeconds = Math.floor(startedAtMs / 1000) + maxFutureSeconds;
+  const startFloorSeconds = Math.floor(startedAtMs / 1000) + maxFutureSeconds;
+  let purgeFloorSeconds = 0;
   let purgedSeconds = 0;
 
   function purge(nowMs: number): void {
@@ -70,7 +71,7 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
       for (const pair of pairs) live.delete(pair);
       byExpiry.delete(second);
       // What was forgotten can never be accepted again, even if the clock steps back.
-      floorSeconds = Math.max(floorSeconds, newestSeconds);
+      purgeFloorSeconds = Math.max(purgeFloorSeconds, newestSeconds);
     }
   }
 
@@ -79,8 +80,9 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
     claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): boolean {
       const nowMs = clock.nowMs();
       purge(nowMs);
-      if (createdSeconds <= floorSeconds) {
-        const readyAtMs = (floorSeconds + 1) * 1000;
+      if (createdSeconds <= purgeFloorSeconds) return false;
+      if (createdSeconds <= startFloorSeconds) {
+        const readyAtMs = (startFloorSeconds + 1) * 1000;
         if (nowMs >= readyAtMs) return false;
         throw new UnavailableError('replay_store', 'The replay store has just started and does not know yet what was used before.', {
           retryAfterMs: readyAtMs - nowMs,

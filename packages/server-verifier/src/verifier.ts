@@ -95,8 +95,12 @@ async function verifyInOrder(
   const { device, key } = await findDevice(context, head.keyId);
 
   // 4: body hash and signature.
-  await verifySignature(head, body, key, 'keyguard-v1', context.primitives);
-  if (device === null) throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'unknown key' });
+  const verifying = verifySignature(head, body, key, 'keyguard-v1', context.primitives);
+  if (device === null) {
+    await verifying.catch(() => {});
+    throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'unknown key' });
+  }
+  await verifying;
   proven.deviceId = device.deviceId;
 
   // 5: what the device may do. From here on the caller has proven to hold the key.

@@ -1,0 +1,215 @@
+/**
+ * The attack suites' workbench: a real Express application on a real socket, a key that signs, and a sender that writes exactly
+ * the bytes it is told to.
+ */
+import { createServer, type Server } from 'node:http';
+import { connect, type AddressInfo } from 'node:net';
+import express, { type Express } from 'express';
+import { utf8 } from '@keyguard/core/bytes';
+import type { SignatureTag } from '@keyguard/core/canonical';
+import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDeviceRegistry } from '@keyguard/core/memory';
+import type { Bytes, Random, SigningKey } from '@keyguard/core/seams';
+import { createSigner } from '@keyguard/core/sign';
+import { webCryptoRandom } from '@keyguard/core/system';
+import {
+  createEnrollment,
+  createVerifier,
+  generateEnrollmentCode,
+  hashEnrollmentCode,
+  type EnrollmentOptions,
+  type RejectionEvent,
+  type VerifiedRequest,
+} from '@keyguard/server-verifier';
+import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
+
+export const AUTHORITY = 'api.example.com';
+export const NOW_MS = 1_800_000_000_000;
+
+export type Headers = [name: string, value: string][];
+
+/** A request as bytes to be; every part may be bent before it is sent. */
+export interface WireRequest {
+  method: string;
+  target: string;
+  headers: Headers;
+  body: Bytes;
+}
+
+export interface WireAnswer {
+  readonly status: number;
+  readonly headers: ReadonlyMap<string, string>;
+  readonly body: string;
+  readonly code: string | null;
+}
+
+export interface Workbench {
+  readonly app: Express;
+  readonly port: number;
+  readonly registry: MemoryDeviceRegistry;
+  /** What reached the handler behind the door. */
+  readonly passed: VerifiedRequest[];
+  readonly rejections: RejectionEvent[];
+  readonly time: { nowMs: number };
+  newCode(options?: { expiresAtMs?: number; maxUses?: number; autoApprove?: boolean }): string;
+  newKey(): Promise<SigningKey>;
+  enrolledKey(): Promise<SigningKey>;
+  close(): Promise<void>;
+}
+
+export interface WorkbenchOptions extends Partial<EnrollmentOptions> {
+  /** Runs before the door is mounted. */
+  readonly before?: (app: Express) => void;
+}
+
+export async function openWorkbench({ before, ...options }: WorkbenchOptions = {}): Promise<Workbench> {
+  const time = { nowMs: NOW_MS };
+  const clock = { nowMs: (): number => time.nowMs };
+  const registry = memoryDeviceRegistry();
+  const passed: VerifiedRequest[] = [];
+  const rejections: RejectionEvent[] = [];
+  const verifierOptions: EnrollmentOptions = {
+    registry,
+    clock,
+    replayStore: memoryReplayStore({ clock, maxFutureSeconds: 60, startedAtMs: 0 }),
+    enrollmentsPerMinute: 100_000,
+    onRejected: (event) => void rejections.push(event),
+    ...options,
+    policy: { authorities: [AUTHORITY], requestsPerMinute: 1_000_000, requestsPerMinutePerIp: 1_000_000, ...options.policy },
+  };
+  const verifier = createVerifier(verifierOptions);
+  const enrollment = createEnrollment(verifierOptions);
+  const app = express().enable('case sensitive routing').disable('x-powered-by');
+  before?.(app);
+  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment }));
+  app.use('/proxy', keyguard(verifier), (request, response) => {
+    passed.push(verifiedRequest(request));
+    response.json({ path: verifiedRequest(request).path, bytes: (request.body as Buffer).length });
+  });
+  app.use((error: Error & { code?: string }, _request: express.Request, response: express.Response, _next: express.NextFunction) => {
+    response.status(500).json({ code: error.code ?? 'internal_error' });
+  });
+  const server: Server = createServer(app);
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  const keyStore = memoryKeyStore();
+  let keys = 0;
+  const bench: Workbench = {
+    app,
+    port,
+    registry,
+    passed,
+    rejections,
+    time,
+    newCode(code = {}) {
+      const text = generateEnrollmentCode(webCryptoRandom());
+      registry.addCode({ codeHash: hashEnrollmentCode(text)!, ownerId: 'owner', expiresAtMs: NOW_MS + 900_000, ...code });
+      return text;
+    },
+    newKey() {
+      keys += 1;
+      return keyStore.getOrCreate(String(keys));
+    },
+    async enrolledKey() {
+      const key = await bench.newKey();
+      registry.addCode({ codeHash: key.keyId, ownerId: 'owner', expiresAtMs: NOW_MS + 900_000 });
+      registry.enroll({ keyId: key.keyId, publicKey: key.publicKey, codeHash: key.keyId, label: null, fingerprint: null, nowMs: NOW_MS });
+      return key;
+    },
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+  return bench;
+}
+
+export interface SignOptions {
+  method?: string;
+  target?: string;
+  authority?: string;
+  headers?: Headers;
+  body?: string | Bytes;
+  nowMs?: number;
+  random?: Random;
+  tag?: SignatureTag;
+}
+
+/** A request that `key` signed, complete with its Host. */
+export async function signed(key: SigningKey, options: SignOptions = {}): Promise<WireRequest> {
+  const { method = 'POST', target = '/proxy/openai/v1/chat/completions?a=1&b=2', authority = AUTHORITY, nowMs = NOW_MS } = options;
+  const text = options.body ?? '{"model":"m"}';
+  const body = typeof text === 'string' ? utf8(text) : text;
+  const headers: Headers = options.headers ?? [['content-type', 'application/json']];
+  const sign = createSigner({ key, clock: { nowMs: () => nowMs }, ...(options.random && { random: options.random }) });
+  const signature = await sign({ method, authority, target, headers, body }, options.tag ?? 'keyguard-v1');
+  return { method, target, headers: [['host', authority], ...headers, ...(Object.entries(signature) as Headers)], body };
+}
+
+/** The header's present value. */
+export function valueOf(request: WireRequest, name: string): string {
+  return request.headers.find(([other]) => other === name)![1];
+}
+
+/** A copy in which the header `name` has another value. */
+export function withHeader(request: WireRequest, name: string, value: string): WireRequest {
+  return { ...request, headers: request.headers.map(([other, old]) => [other, other === name ? value : old]) };
+}
+
+export function withoutHeader(request: WireRequest, name: string): WireRequest {
+  return { ...request, headers: request.headers.filter(([other]) => other !== name) };
+}
+
+export function addHeader(request: WireRequest, name: string, value: string): WireRequest {
+  return { ...request, headers: [...request.headers, [name, value]] };
+}
+
+export interface Framing {
+  readonly chunked?: boolean;
+}
+
+/** The bytes of a request, framed by length or in chunks. */
+export function toBytes(request: WireRequest, { chunked = false }: Framing = {}): Buffer {
+  const lines = [`${request.method} ${request.target} HTTP/1.1`, ...request.headers.map(([name, value]) => `${name}: ${value}`)];
+  const body = Buffer.from(request.body);
+  if (chunked) {
+    lines.push('transfer-encoding: chunked', 'connection: close', '', '');
+    const size = Buffer.from(`${body.length.toString(16)}\r\n`);
+    const rest = body.length > 0 ? [size, body, Buffer.from('\r\n0\r\n\r\n')] : [Buffer.from('0\r\n\r\n')];
+    return Buffer.concat([Buffer.from(lines.join('\r\n'), 'latin1'), ...rest]);
+  }
+  if (body.length > 0) lines.push(`content-length: ${body.length}`);
+  lines.push('connection: close', '', '');
+  return Buffer.concat([Buffer.from(lines.join('\r\n'), 'latin1'), body]);
+}
+
+/** Writes `bytes` on a new connection and reads until the server closes it. Status 0 when it closed without an answer. */
+export function exchange(port: number, bytes: Buffer): Promise<WireAnswer> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1');
+    const chunks: Buffer[] = [];
+    const done = (): void => resolve(parseAnswer(Buffer.concat(chunks).toString('latin1')));
+    socket.setTimeout(10_000, () => socket.destroy(new Error('no answer within 10 s')));
+    socket.on('data', (chunk) => chunks.push(chunk));
+    socket.on('error', (error: NodeJS.ErrnoException) => (error.code === 'ECONNRESET' || error.code === 'EPIPE' ? done() : reject(error)));
+    socket.on('close', done);
+    socket.write(bytes);
+  });
+}
+
+function parseAnswer(text: string): WireAnswer {
+  const [head = '', ...rest] = text.split('\r\n\r\n');
+  const [statusLine = '', ...lines] = head.split('\r\n');
+  const headers = new Map(
+    lines.map((line): [string, string] => {
+      const colon = line.indexOf(':');
+      return [line.slice(0, colon).toLowerCase(), line.slice(colon + 1).trim()];
+    }),
+  );
+  const body = rest.join('\r\n\r\n');
+  return { status: Number(statusLine.split(' ')[1] ?? 0), headers, body, code: /"code":"([a-z_]+)"/.exec(body)?.[1] ?? null };
+}
+
+export async function send(bench: Workbench, request: WireRequest, framing?: Framing): Promise<WireAnswer> {
+  return exchange(bench.port, toBytes(request, framing));
+}
