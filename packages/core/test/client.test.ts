@@ -1,0 +1,232 @@
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { KeyGuardClient } from '@keyguard/core';
+import { memoryKeyStore } from '@keyguard/core/memory';
+import { webCryptoPrimitives } from '@keyguard/core/primitives';
+import type { Bytes, KeyStore } from '@keyguard/core/seams';
+import { readSignedHead, verifySignature, type SignedHead } from '@keyguard/core/verify';
+
+interface Received {
+  readonly request: IncomingMessage;
+  readonly body: Bytes;
+}
+
+type Answer = (received: Received, count: number) => { status: number; headers?: Record<string, string>; body?: unknown };
+
+let server: Server;
+let origin: string;
+let received: Received[];
+let answer: Answer;
+let keyStore: KeyStore;
+
+beforeEach(async () => {
+  received = [];
+  answer = () => ({ status: 200, body: {} });
+  keyStore = memoryKeyStore();
+  server = createServer((request, response) => {
+    const chunks: Buffer[] = [];
+    request.on('data', (chunk: Buffer) => chunks.push(chunk));
+    request.on('end', () => {
+      const body = Buffer.concat(chunks);
+      received.push({ request, body: new Uint8Array(body) });
+      const { status, headers = {}, body: payload } = answer(received.at(-1)!, received.length);
+      response.writeHead(status, { 'content-type': 'application/json', ...headers }).end(payload === undefined ? '' : JSON.stringify(payload));
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+});
+afterEach(() => new Promise((resolve) => server.close(resolve)));
+
+async function client(options: Partial<ConstructorParameters<typeof KeyGuardClient>[0]> = {}): Promise<KeyGuardClient> {
+  await keyStore.getOrCreate(new URL(origin).host);
+  return new KeyGuardClient({ origin, keyStore, ...options });
+}
+
+/** Judges what arrived as a verifier would. */
+async function verified({ request, body }: Received, tag: 'keyguard-v1' | 'keyguard-enroll-v1' = 'keyguard-v1'): Promise<SignedHead> {
+  const head = readSignedHead({ method: request.method!, target: request.url!, rawHeaders: request.rawHeaders }, [new URL(origin).host]);
+  const key = (await keyStore.get(new URL(origin).host))!;
+  const primitives = webCryptoPrimitives();
+  await verifySignature(head, body, await primitives.importPublicKey(key.publicKey), tag, primitives);
+  return head;
+}
+
+describe('fetch', () => {
+  it.each<[string, string | URL, RequestInit | undefined]>([
+    ['a plain GET', '/a', undefined],
+    ['a bare question mark, which fetch drops', '/a?', undefined],
+    ['a query that is not touched', '/a?b=%7E&b=~&c=[x]|^+%20', undefined],
+    ['characters that URLs leave alone in a path', '/v1/a[b]|c^d', undefined],
+    ['characters that URLs encode', '/v1/ä b"<>{}`', undefined],
+    ['dot segments, which URLs resolve', '/a/../b/./c', undefined],
+    ['a fragment, which is never sent', '/a#b', undefined],
+    ['a string body, whose type fetch adds', '/a', { method: 'POST', body: 'héllo' }],
+    ['a JSON body', '/a', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"a":1}' }],
+    ['lower-case patch, which fetch does not upper-case', '/a', { method: 'patch', body: 'x' }],
+    ['bytes', '/a', { method: 'PUT', body: new Uint8Array([0, 255, 254]) }],
+    ['a form', '/a', { method: 'POST', body: new URLSearchParams({ a: 'b c' }) }],
+    ['covered headers', '/a', { method: 'POST', headers: { 'Idempotency-Key': 'k', 'OpenAI-Project': 'p', 'x-stainless-lang': 'js' }, body: 'x' }],
+    ['an empty body', '/a', { method: 'POST', body: '' }],
+    ['DELETE without a body', '/a', { method: 'DELETE' }],
+  ])('signs what goes over the wire: %s', async (_name, path, init) => {
+    const response = await (await client()).fetch(origin + path, init);
+    expect(response.status).toBe(200);
+    await verified(received[0]!);
+  });
+
+  it('serialises a FormData before it hashes', async () => {
+    const form = new FormData();
+    form.set('file', new Blob(['content'], { type: 'text/plain' }), 'a.txt');
+    await (await client()).fetch(`${origin}/v1/files`, { method: 'POST', body: form });
+    await verified(received[0]!);
+    expect(received[0]!.request.headers['content-type']).toMatch(/^multipart\/form-data; boundary=/);
+    expect(Buffer.from(received[0]!.body).toString()).toContain('content');
+  });
+
+  it('takes a Request, and a Request with an init', async () => {
+    const guard = await client();
+    await guard.fetch(new Request(`${origin}/a`, { method: 'POST', body: 'one' }));
+    await guard.fetch(new Request(`${origin}/a`, { method: 'POST', body: 'one' }), { body: 'two' });
+    await guard.fetch(new URL(`${origin}/a`));
+    for (const one of received) await verified(one);
+    expect(received.map(({ body }) => Buffer.from(body).toString())).toEqual(['one', 'two', '']);
+  });
+
+  it('signs a stream, and may be detached from the client', async () => {
+    const { fetch } = await client();
+    const stream = new ReadableStream({
+      start(controller) {
+        controller.enqueue(new TextEncoder().encode('streamed'));
+        controller.close();
+      },
+    });
+    await fetch(`${origin}/a`, { method: 'POST', body: stream, duplex: 'half' } as RequestInit);
+    await verified(received[0]!);
+  });
+
+  it('draws a fresh nonce for every call', async () => {
+    const guard = await client();
+    for (let i = 0; i < 3; i += 1) await guard.fetch(`${origin}/a`);
+    expect(new Set(received.map(({ request }) => request.headers['x-keyguard-nonce'])).size).toBe(3);
+  });
+
+  it('lets URLs that are not HTTP pass untouched', async () => {
+    expect(await (await (await client()).fetch('data:,hello')).text()).toBe('hello');
+  });
+
+  it('signs for its origin only, and sends nothing elsewhere', async () => {
+    const guard = await client();
+    for (const url of ['http://127.0.0.1:1/a', origin.replace('127.0.0.1', 'localhost'), origin.replace('http:', 'https:')]) {
+      await expect(guard.fetch(`${url}/a`)).rejects.toMatchObject({ code: 'origin_not_allowed' });
+    }
+    expect(received).toHaveLength(0);
+  });
+
+  it('follows no redirect: signature and body would go along', async () => {
+    answer = () => ({ status: 307, headers: { location: 'http://127.0.0.1:1/' } });
+    await expect((await client()).fetch(`${origin}/a`, { method: 'POST', body: 'x' })).rejects.toThrow(TypeError);
+    expect(received).toHaveLength(1);
+  });
+
+  it.each(['/models/a%2Fb', '/a//b', '/%00', '/a%25b'])('refuses %s before anything is sent', async (path) => {
+    await expect((await client()).fetch(origin + path)).rejects.toMatchObject({ code: 'target_unsupported' });
+    expect(received).toHaveLength(0);
+  });
+
+  it('demands an enrollment first, and says so', async () => {
+    const guard = new KeyGuardClient({ origin, keyStore: memoryKeyStore() });
+    await expect(guard.fetch(`${origin}/a`)).rejects.toMatchObject({ code: 'not_enrolled', message: expect.stringContaining('enroll()') as string });
+  });
+
+  it('honours an abort signal', async () => {
+    const controller = new AbortController();
+    const guard = await client();
+    answer = () => {
+      controller.abort();
+      return { status: 200 };
+    };
+    await expect(guard.fetch(`${origin}/a`, { signal: controller.signal })).rejects.toMatchObject({ name: 'AbortError' });
+  });
+});
+
+describe('the clock', () => {
+  const SERVER = 1_800_000_000;
+  beforeEach(() => {
+    answer = ({ request }) =>
+      Math.abs(Number(request.headers['x-keyguard-timestamp']) - SERVER) <= 1
+        ? { status: 200, body: {} }
+        : { status: 401, headers: { 'x-keyguard-time': String(SERVER) }, body: { code: 'timestamp_out_of_window' } };
+  });
+
+  it.each([-3_600_000, 3_600_000, 86_390_000])('is corrected once by what the server says, and stays corrected (%i ms off)', async (off) => {
+    const guard = await client({ clock: { nowMs: () => SERVER * 1000 + off } });
+    expect((await guard.fetch(`${origin}/a`, { method: 'POST', body: 'x' })).status).toBe(200);
+    expect(received).toHaveLength(2);
+    expect(Buffer.from(received[1]!.body).toString()).toBe('x');
+    await verified(received[1]!);
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(200);
+    expect(received).toHaveLength(3);
+  });
+
+  it('is not corrected by more than a day', async () => {
+    const guard = await client({ clock: { nowMs: () => (SERVER - 90_000) * 1000 } });
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(401);
+    expect(received).toHaveLength(1);
+  });
+
+  it('is corrected once per call, not for ever', async () => {
+    answer = () => ({ status: 401, headers: { 'x-keyguard-time': String(SERVER) }, body: {} });
+    expect((await (await client()).fetch(`${origin}/a`)).status).toBe(401);
+    expect(received.length).toBeLessThanOrEqual(2);
+  });
+});
+
+describe('enroll and status', () => {
+  const device = { device_id: 'd', key_id: 'k', status: 'active' };
+
+  it('proves possession and sends the code in the body only', async () => {
+    answer = () => ({ status: 201, body: device });
+    const guard = new KeyGuardClient({ origin, keyStore });
+    expect(await guard.enroll({ code: 'SECRET-CODE', label: 'laptop' })).toEqual({ deviceId: 'd', keyId: 'k', status: 'active' });
+    await verified(received[0]!, 'keyguard-enroll-v1');
+    expect(received[0]!.request.url).toBe('/api/keyguard/enroll');
+    expect(JSON.stringify(received[0]!.request.rawHeaders)).not.toContain('SECRET-CODE');
+    const body = JSON.parse(Buffer.from(received[0]!.body).toString()) as Record<string, unknown>;
+    expect(Object.keys(body)).toEqual(['jwk', 'code', 'label']);
+    expect(Object.keys(body['jwk'] as object)).toEqual(['crv', 'kty', 'x', 'y']);
+  });
+
+  it('asks for the status when the key is known already', async () => {
+    answer = ({ request }) => (request.url!.endsWith('/enroll') ? { status: 409, body: { code: 'key_exists' } } : { status: 200, body: { ...device, status: 'suspended' } });
+    expect(await new KeyGuardClient({ origin, keyStore }).enroll()).toMatchObject({ status: 'suspended' });
+    await verified(received[1]!);
+  });
+
+  it('tells a refusal by its code and an outage by its own', async () => {
+    const guard = new KeyGuardClient({ origin, keyStore });
+    answer = () => ({ status: 403, body: { code: 'enrollment_rejected', detail: 'ask for a new one' } });
+    await expect(guard.enroll()).rejects.toMatchObject({ name: 'RejectedError', code: 'enrollment_rejected', message: 'ask for a new one' });
+    answer = () => ({ status: 503, headers: { 'retry-after': '3' }, body: { code: 'store_unavailable' } });
+    await expect(guard.enroll()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable', retryAfterMs: 3000 });
+    answer = () => ({ status: 404, body: 'nothing here' });
+    await expect(guard.status()).rejects.toMatchObject({ code: 'server_unavailable' });
+    answer = () => ({ status: 200, body: { hello: 'world' } });
+    await expect(guard.status()).rejects.toMatchObject({ code: 'server_unavailable' });
+  });
+
+  it('forgets its key on request and then makes another', async () => {
+    answer = () => ({ status: 201, body: device });
+    const guard = new KeyGuardClient({ origin, keyStore });
+    await guard.enroll();
+    await guard.forget();
+    await expect(guard.status()).rejects.toMatchObject({ code: 'not_enrolled' });
+    await guard.enroll();
+    expect(received[0]!.request.headers['x-keyguard-key-id']).not.toBe(received[1]!.request.headers['x-keyguard-key-id']);
+  });
+
+  it.each(['', 'keyguard.example', 'ftp://a', 'http://a/b', 'http://a?b', 'http://u@a', 'javascript:0'])('refuses %j as an origin', (odd) => {
+    expect(() => new KeyGuardClient({ origin: odd, keyStore })).toThrow(expect.objectContaining({ code: 'invalid_option' }));
+  });
+});
