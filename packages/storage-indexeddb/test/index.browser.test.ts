@@ -1,0 +1,209 @@
+import { keyStoreConformance } from '@keyguard/conformance';
+import { KeyGuardClient, type KeyStore, type SigningKey } from '@keyguard/core';
+import { utf8 } from '@keyguard/core/bytes';
+import { webCryptoPrimitives } from '@keyguard/core/primitives';
+import { assertFresh, readSignedHead, verifySignature } from '@keyguard/core/verify';
+import { indexedDbKeyStore, type IndexedDbKeyStoreOptions } from '@keyguard/storage-indexeddb';
+import { afterEach, describe, expect, it } from 'vitest';
+
+const primitives = webCryptoPrimitives();
+const moduleUrl = new URL('../src/index.ts', import.meta.url).href;
+const frames: HTMLIFrameElement[] = [];
+
+let counter = 0;
+function newDatabaseName(): string {
+  counter += 1;
+  return `test-${Date.now()}-${counter}`;
+}
+
+afterEach(() => {
+  for (const frame of frames.splice(0)) frame.remove();
+});
+
+type StoreModule = { indexedDbKeyStore(options?: IndexedDbKeyStoreOptions): KeyStore };
+
+/** The store as a page of its own would load it: another realm, another module instance, another connection. */
+async function loadInFrame(): Promise<StoreModule> {
+  const frame = document.createElement('iframe');
+  frames.push(frame);
+  document.body.append(frame);
+  const realm = frame.contentWindow as Window & { eval(source: string): (url: string) => Promise<StoreModule> };
+  return realm.eval('(url) => import(url)')(moduleUrl);
+}
+
+function settled<T>(request: IDBRequest<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+async function rawValue(databaseName: string, name: string): Promise<unknown> {
+  const database = await settled(indexedDB.open(databaseName));
+  try {
+    return await settled(database.transaction('keys').objectStore('keys').get(name));
+  } finally {
+    database.close();
+  }
+}
+
+async function putRaw(databaseName: string, name: string, value: unknown): Promise<void> {
+  await indexedDbKeyStore({ databaseName }).get(name);
+  const database = await settled(indexedDB.open(databaseName));
+  await settled(database.transaction('keys', 'readwrite').objectStore('keys').put(value, name));
+  database.close();
+}
+
+async function withoutTheStore(): Promise<KeyStore> {
+  const databaseName = newDatabaseName();
+  const request = indexedDB.open(databaseName);
+  request.onupgradeneeded = () => request.result.createObjectStore('something-else');
+  (await settled(request)).close();
+  return indexedDbKeyStore({ databaseName });
+}
+
+keyStoreConformance('indexedDbKeyStore', {
+  place: () => {
+    const databaseName = newDatabaseName();
+    return () => indexedDbKeyStore({ databaseName });
+  },
+  broken: { 'a database that belongs to something else': withoutTheStore },
+});
+
+async function expectToSign(key: SigningKey): Promise<void> {
+  const message = utf8('message');
+  const verifyKey = await primitives.importPublicKey(key.publicKey);
+  expect(await primitives.verify(verifyKey, message, new Uint8Array(await key.sign(message)))).toBe(true);
+}
+
+describe('indexedDbKeyStore', () => {
+  it('gives 30 callers that race from 10 frames the same key', async () => {
+    const databaseName = newDatabaseName();
+    const modules = await Promise.all(Array.from({ length: 10 }, loadInFrame));
+    expect(new Set(modules).size).toBe(10);
+    const stores = modules.map((module) => module.indexedDbKeyStore({ databaseName }));
+    const keys = await Promise.all(Array.from({ length: 30 }, (_, i) => stores[i % 10]!.getOrCreate('a')));
+    expect(new Set(keys.map(({ keyId }) => keyId)).size).toBe(1);
+    for (const key of keys) await expectToSign(key);
+  });
+
+  it('stores a private key that cannot be exported in any format, and nothing else', async () => {
+    const databaseName = newDatabaseName();
+    await indexedDbKeyStore({ databaseName }).getOrCreate('a');
+    const pair = (await rawValue(databaseName, 'a')) as CryptoKeyPair;
+    expect(Object.keys(pair).toSorted()).toEqual(['privateKey', 'publicKey']);
+    expect(pair.privateKey.extractable).toBe(false);
+    expect(pair.privateKey.usages).toEqual(['sign']);
+    for (const format of ['pkcs8', 'jwk', 'raw'] as const) {
+      await expect(crypto.subtle.exportKey(format, pair.privateKey), format).rejects.toMatchObject({
+        name: 'InvalidAccessError',
+      });
+    }
+  });
+
+  it('does not use a stored key that could be exported', async () => {
+    const databaseName = newDatabaseName();
+    const pair = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify']);
+    await putRaw(databaseName, 'a', pair);
+    const store = indexedDbKeyStore({ databaseName });
+    await expect(store.get('a')).rejects.toMatchObject({ code: 'key_store_unusable' });
+    await expect(store.getOrCreate('a')).rejects.toMatchObject({ code: 'key_store_unusable' });
+    expect(((await rawValue(databaseName, 'a')) as CryptoKeyPair).privateKey.extractable).toBe(true);
+    await store.delete('a');
+    await expectToSign(await store.getOrCreate('a'));
+  });
+
+  it.each([null, 'text', {}, { privateKey: 1, publicKey: 2 }])('does not replace a stored %j by a new key', async (value) => {
+    const databaseName = newDatabaseName();
+    await putRaw(databaseName, 'a', value);
+    const store = indexedDbKeyStore({ databaseName });
+    await expect(store.get('a')).rejects.toMatchObject({ code: 'key_store_unusable' });
+    await expect(store.getOrCreate('a')).rejects.toMatchObject({ code: 'key_store_unusable' });
+    expect(await rawValue(databaseName, 'a')).toEqual(value);
+  });
+
+  it('lets another tab delete the database and carries on in a new one', async () => {
+    const databaseName = newDatabaseName();
+    const store = indexedDbKeyStore({ databaseName });
+    const first = await store.getOrCreate('a');
+    await settled(indexedDB.deleteDatabase(databaseName));
+    expect(await store.get('a')).toBeNull();
+    const second = await store.getOrCreate('a');
+    expect(second.keyId).not.toBe(first.keyId);
+    await expectToSign(second);
+  });
+
+  it('says what to do while something keeps the database from answering, and recovers afterwards', { timeout: 30_000 }, async () => {
+    const databaseName = newDatabaseName();
+    const store = indexedDbKeyStore({ databaseName });
+    const { keyId } = await store.getOrCreate('a');
+    // A page that ignores `versionchange`, so that a deletion, and all that comes after it, must wait.
+    const stubborn = await settled(indexedDB.open(databaseName));
+    const request = indexedDB.deleteDatabase(databaseName);
+    const deletion = settled(request);
+    await new Promise((resolve) => (request.onblocked = resolve));
+    await expect(store.getOrCreate('a')).rejects.toMatchObject({
+      code: 'key_store_unusable',
+      message: expect.stringContaining('close other tabs'),
+    });
+    stubborn.close();
+    await deletion;
+    const next = await store.getOrCreate('a');
+    expect(next.keyId).not.toBe(keyId);
+    await expectToSign(next);
+  });
+
+  it('says so where there is no secure context', async () => {
+    const store = indexedDbKeyStore({ databaseName: newDatabaseName(), crypto: {} as Crypto });
+    await expect(store.getOrCreate('a')).rejects.toMatchObject({
+      code: 'key_store_unusable',
+      message: expect.stringContaining('HTTPS'),
+    });
+  });
+});
+
+describe('KeyGuardClient on indexedDbKeyStore', () => {
+  const origin = 'https://keyguard.example.com';
+  const device = { device_id: 'd1', key_id: '', status: 'active' };
+
+  async function verified(request: Request, tag: 'keyguard-v1' | 'keyguard-enroll-v1', key: SigningKey): Promise<Uint8Array> {
+    const { pathname, search, host } = new URL(request.url);
+    const rawHeaders = [...request.headers].flat();
+    const head = readSignedHead({ method: request.method, target: pathname + search, rawHeaders }, [host]);
+    expect(head.keyId).toBe(key.keyId);
+    assertFresh(head.createdSeconds, { maxAgeSeconds: 300, maxFutureSeconds: 60 }, Date.now());
+    const body = new Uint8Array(await request.arrayBuffer());
+    const verifyKey = await primitives.importPublicKey(key.publicKey);
+    await verifySignature(head, body, verifyKey, tag, primitives);
+    const changed = new Uint8Array([...body, 32]);
+    await expect(verifySignature(head, changed, verifyKey, tag, primitives)).rejects.toMatchObject({ code: 'signature_invalid' });
+    return body;
+  }
+
+  it('enrolls, then signs each call with the key of this browser, and as another page after it', async () => {
+    const databaseName = newDatabaseName();
+    const sent: Request[] = [];
+    const fakeFetch = async (input: RequestInfo | URL, init?: RequestInit): Promise<Response> => {
+      sent.push(new Request(input, init));
+      return Response.json(device);
+    };
+    const keyStore = indexedDbKeyStore({ databaseName });
+    const client = new KeyGuardClient({ origin, keyStore, fetch: fakeFetch });
+    await expect(client.fetch(`${origin}/proxy/openai/v1/models`)).rejects.toMatchObject({ code: 'not_enrolled' });
+    await client.enroll({ code: 'CODE', label: 'Browser' });
+    const key = (await keyStore.get('keyguard.example.com'))!;
+    const body = JSON.parse(new TextDecoder().decode(await verified(sent[0]!, 'keyguard-enroll-v1', key)));
+    expect(body).toEqual({ jwk: key.publicKey, code: 'CODE', label: 'Browser' });
+
+    await client.fetch(`${origin}/proxy/openai/v1/chat/completions?x=1`, { method: 'POST', body: '{"héllo":1}' });
+    await verified(sent[1]!, 'keyguard-v1', key);
+
+    const { indexedDbKeyStore: inAnotherPage } = await loadInFrame();
+    const later = new KeyGuardClient({ origin, keyStore: inAnotherPage({ databaseName }), fetch: fakeFetch });
+    await later.fetch(`${origin}/proxy/openai/v1/models`);
+    await verified(sent[2]!, 'keyguard-v1', key);
+    expect(sent).toHaveLength(3);
+    const nonces = sent.map(({ headers }) => headers.get('x-keyguard-nonce'));
+    expect(new Set(nonces).size).toBe(3);
+  });
+});
