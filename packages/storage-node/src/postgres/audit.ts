@@ -1,0 +1,220 @@
+/**
+ * The audit log in PostgreSQL: one chain per origin, continued under a lock on its head.
+ *
+ * Callers that arrive while a batch is being written share the next one: one transaction, one insert, one commit for all of
+ * them. The database refuses records that do not continue the chain, and any change to those that are there.
+ */
+import { canonicalJson } from '@keyguard/core/canonical-json';
+import { sealEntries } from '@keyguard/core/audit';
+import { UnavailableError, UsageError } from '@keyguard/core/errors';
+import type { AuditEntry, AuditMacKey, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
+import { asRole, bytesOf, guarded, integer, isClient, type Sql, type SqlTransaction } from './client.ts';
+
+const SEAM = 'audit_sink';
+const RESERVED = ['origin', 'seq', 'ts'];
+const READ_PAGE = 1000;
+// Copies that are too long for an index would refuse the whole record.
+const MAX_COLUMN_CHARACTERS = 256;
+
+export interface PostgresAuditSinkOptions {
+  /** Names the chain; goes into every record. */
+  readonly origin: string;
+  readonly macKey: AuditMacKey;
+  readonly clock?: Clock;
+  /** How many entries one transaction takes at most. Default 512. */
+  readonly maxBatchEntries?: number;
+  /** How many entries may wait for a transaction before more are refused with `overloaded`. Default 20,000. */
+  readonly maxWaitingEntries?: number;
+  /** After how long a statement of `append` is given up, the wait for the head included. Default 5,000 ms. */
+  readonly statementTimeoutMs?: number;
+}
+
+interface Waiting {
+  readonly entries: readonly AuditEntry[];
+  resolve(records: readonly AuditRecord[]): void;
+  reject(error: unknown): void;
+}
+
+interface HeadRow {
+  seq: unknown;
+  mac: unknown;
+  mac_key_id: string | null;
+}
+
+interface RecordRow {
+  seq: unknown;
+  entry: unknown;
+  prev_mac: unknown;
+  mac: unknown;
+  mac_key_id: string;
+}
+
+const COLUMNS = 'seq, entry, prev_mac, mac, mac_key_id';
+const base64 = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64');
+
+function column(value: JsonValue | undefined): string | null {
+  // PostgreSQL knows no NUL in a text, and a refused copy must not cost the record.
+  return typeof value === 'string' ? value.slice(0, MAX_COLUMN_CHARACTERS).replaceAll('\0', '\uFFFD') : null;
+}
+
+function auditRecord(row: RecordRow): AuditRecord {
+  return {
+    seq: integer(row.seq),
+    bytes: bytesOf(row.entry),
+    prevMac: bytesOf(row.prev_mac),
+    mac: bytesOf(row.mac),
+    macKeyId: row.mac_key_id,
+  };
+}
+
+/**
+ * An {@link AuditSink} that any number of processes share.
+ *
+ * `append` writes as `kg_verifier`, which may insert records and not read them, in transactions of its own; in a sink made for a
+ * transaction that is handed in there is no such thing, and it throws: use `appendIn`. Where the connection is lost during the
+ * COMMIT, nobody can know whether the entries are there: it throws, and they may be. `appendIn` writes as whatever role the
+ * transaction has and takes the head's lock: call it last, or two transactions may wait for each other.
+ * `head` and `read` work as `kg_jobs`.
+ * @throws UsageError `invalid_option`
+ */
+export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): AuditSink<SqlTransaction> {
+  const { origin, macKey, clock = systemClock, maxBatchEntries = 512, maxWaitingEntries = 20_000, statementTimeoutMs = 5000 } = options;
+  for (const [name, value] of Object.entries({ maxBatchEntries, maxWaitingEntries, statementTimeoutMs })) {
+    if (!Number.isSafeInteger(value) || value < 1) throw new UsageError('invalid_option', `${name} must be a positive integer.`);
+  }
+  const waiting: Waiting[] = [];
+  let waitingEntries = 0;
+  let isWriting = false;
+
+  async function appendIn(tx: SqlTransaction, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+    if (entries.length === 0) return [];
+    const { rows } = await tx.query<HeadRow>('SELECT seq, mac, mac_key_id FROM keyguard.lock_audit_head($1)', [origin]);
+    const head = rows[0]!;
+    if (head.mac_key_id !== null && head.mac_key_id !== macKey.keyId) {
+      throw new UnavailableError(SEAM, 'The chain was written under another MAC key.');
+    }
+    const nowMs = clock.nowMs();
+    const records = await sealEntries({
+      origin,
+      seq: integer(head.seq) + 1,
+      prevMac: bytesOf(head.mac),
+      nowMs,
+      key: macKey,
+      entries,
+    });
+    await tx.query(
+      `INSERT INTO keyguard.secret_audit_logs (origin, seq, ts_ms, actor, device_id, action, resource, outcome, ip, request_id,
+          entry, prev_mac, mac, mac_key_id)
+        SELECT $1, r.seq, $2::bigint, r.actor, r.device_id, r.action, r.resource, r.outcome, r.ip, r.request_id,
+          decode(r.entry, 'base64'), decode(r.prev_mac, 'base64'), decode(r.mac, 'base64'), $3
+        FROM unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+          $12::text[], $13::text[], $14::text[])
+          AS r (seq, actor, device_id, action, resource, outcome, ip, request_id, entry, prev_mac, mac)`,
+      [
+        origin,
+        nowMs,
+        macKey.keyId,
+        records.map((r) => r.seq),
+        entries.map((e) => column(e.actor)),
+        entries.map((e) => column(e['device_id'])),
+        entries.map((e) => column(e.action)),
+        entries.map((e) => column(e['resource'])),
+        entries.map((e) => column(e.outcome)),
+        entries.map((e) => column(e['ip'])),
+        entries.map((e) => column(e['request_id'])),
+        records.map((r) => base64(r.bytes)),
+        records.map((r) => base64(r.prevMac)),
+        records.map((r) => base64(r.mac)),
+      ],
+    );
+    return records;
+  }
+
+  async function write(batch: readonly Waiting[]): Promise<void> {
+    try {
+      const records = await guarded(SEAM, () =>
+        asRole(sql, 'kg_verifier', async (tx) => {
+          await tx.query(`SELECT set_config('statement_timeout', $1, true)`, [String(statementTimeoutMs)]);
+          return appendIn(tx, batch.flatMap(({ entries }) => entries));
+        }),
+      );
+      let at = 0;
+      for (const { entries, resolve } of batch) {
+        resolve(records.slice(at, at + entries.length));
+        at += entries.length;
+      }
+    } catch (error) {
+      for (const { reject } of batch) reject(error);
+    }
+  }
+
+  async function writeAll(): Promise<void> {
+    isWriting = true;
+    while (waiting.length > 0) {
+      const batch: Waiting[] = [];
+      let size = 0;
+      // One caller's entries are never split: they are there together or not at all.
+      while (waiting.length > 0 && (size === 0 || size + waiting[0]!.entries.length <= maxBatchEntries)) {
+        const next = waiting.shift()!;
+        batch.push(next);
+        size += next.entries.length;
+      }
+      waitingEntries -= size;
+      await write(batch);
+    }
+    isWriting = false;
+  }
+
+  async function append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+    if (!isClient(sql)) throw new UsageError('invalid_option', 'Inside a transaction append with appendIn.');
+    if (entries.length === 0) return [];
+    // Here, and not only when it is sealed: an entry that has no form must not fail those that share its batch.
+    for (const entry of entries) {
+      canonicalJson(entry);
+      if (RESERVED.some((name) => Object.hasOwn(entry, name))) {
+        throw new UsageError('invalid_option', 'origin, seq and ts of an audit entry are added by the chain.');
+      }
+    }
+    if (waitingEntries + entries.length > maxWaitingEntries) {
+      throw new UnavailableError(SEAM, 'Too many audit entries are waiting.', { code: 'overloaded' });
+    }
+    waitingEntries += entries.length;
+    return new Promise((resolve, reject) => {
+      waiting.push({ entries, resolve, reject });
+      if (!isWriting) void writeAll();
+    });
+  }
+
+  async function head(): Promise<AuditRecord | null> {
+    const { rows } = await asRole(sql, 'kg_jobs', (tx) =>
+      tx.query<RecordRow>(`SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE origin = $1 ORDER BY seq DESC LIMIT 1`, [origin]),
+    );
+    return rows[0] === undefined ? null : auditRecord(rows[0]);
+  }
+
+  async function* read(fromSeq: number): AsyncGenerator<AuditRecord> {
+    let next = fromSeq;
+    for (;;) {
+      const page = await guarded(SEAM, async () => {
+        const { rows } = await asRole(sql, 'kg_jobs', (tx) =>
+          tx.query<RecordRow>(
+            `SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE origin = $1 AND seq >= $2 ORDER BY seq LIMIT ${READ_PAGE}`,
+            [origin, next],
+          ),
+        );
+        return rows.map(auditRecord);
+      });
+      yield* page;
+      if (page.length < READ_PAGE) return;
+      next = page.at(-1)!.seq + 1;
+    }
+  }
+
+  return {
+    append,
+    appendIn: (tx, entries): Promise<readonly AuditRecord[]> => guarded(SEAM, () => appendIn(tx, entries)),
+    head: (): Promise<AuditRecord | null> => guarded(SEAM, head),
+    read,
+  };
+}

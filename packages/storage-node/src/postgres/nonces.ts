@@ -1,0 +1,112 @@
+/**
+ * Which nonces were used, in PostgreSQL: a claim is one statement and one round trip, and durable when it answers. Any number of
+ * processes share the table.
+ */
+import { UnavailableError, UsageError } from '@keyguard/core/errors';
+import type { Clock, ReplayStore } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
+import { asRole, callAsRole, guarded, integer, type Sql } from './client.ts';
+
+const SEAM = 'replay_store';
+const PURGE_BATCH = 5000;
+const RECOUNT_EVERY_MS = 1000;
+
+export interface PostgresReplayStoreOptions {
+  /**
+   * How many pairs the table may hold, live ones and those not yet purged; more are refused with `overloaded`. Processes that
+   * share the table count on their own and may together pass it by a few percent. Left out: no limit.
+   */
+  readonly maxRows?: number;
+  /** Says what has expired. Where it runs ahead, requests may be refused; none is let in twice. */
+  readonly clock?: Clock;
+}
+
+export interface PostgresReplayStore extends ReplayStore {
+  /** @throws UnavailableError seam `replay_store`; `overloaded` when the table is full */
+  claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean>;
+  /**
+   * Removes the pairs that have expired, in batches, and answers how many. Run it every minute or so, in one process or in all.
+   * What was removed can never be claimed again: in the same commit the floor rises over it.
+   */
+  purge(): Promise<number>;
+  /**
+   * Refuses from now on whatever was created at or before `createdSeconds`. For whoever puts back a backup: the pairs that were
+   * claimed after it was made are not known any more.
+   */
+  raiseFloor(createdSeconds: number): Promise<void>;
+}
+
+/**
+ * A {@link ReplayStore} in a logged table.
+ * @throws UsageError `invalid_option`
+ */
+export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOptions = {}): PostgresReplayStore {
+  const { maxRows, clock = systemClock } = options;
+  if (maxRows !== undefined && (!Number.isInteger(maxRows) || maxRows < 1 || maxRows >= 2 ** 31)) {
+    throw new UsageError('invalid_option', 'maxRows must be a positive integer.');
+  }
+  // How many claims may pass before the table is counted again. Counting costs with the number of rows, so it happens after a
+  // tenth of the room that was left, not with each claim.
+  let room = 0;
+  let counting: Promise<void> | null = null;
+  let fullUntilMs = -Infinity;
+
+  async function count(limit: number): Promise<void> {
+    const [row] = await callAsRole<{ held: unknown }>(sql, 'kg_jobs', 'SELECT keyguard.count_nonces($1) AS held', [limit]);
+    const left = limit - integer(row!.held);
+    room = Math.ceil(left / 10);
+    if (left === 0) fullUntilMs = clock.nowMs() + RECOUNT_EVERY_MS;
+  }
+
+  async function takeRoom(limit: number): Promise<void> {
+    while (room === 0) {
+      if (clock.nowMs() < fullUntilMs) throw new UnavailableError(SEAM, 'The replay store is full.', { code: 'overloaded' });
+      counting ??= count(limit).finally(() => {
+        counting = null;
+      });
+      await counting;
+    }
+    room -= 1;
+  }
+
+  async function claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean> {
+    if (maxRows !== undefined) await takeRoom(maxRows);
+    const [row] = await callAsRole<{ claimed: unknown }>(
+      sql,
+      'kg_verifier',
+      'SELECT keyguard.claim_nonce($1, $2, $3, $4) AS claimed',
+      [keyId, nonce, createdSeconds, expiresAtMs],
+    );
+    // Not a boolean: the floor is not there, and nobody knows what was forgotten.
+    if (typeof row?.claimed !== 'boolean') throw new UnavailableError(SEAM, 'The replay store has lost its floor.');
+    return row.claimed;
+  }
+
+  async function purge(): Promise<number> {
+    const nowMs = clock.nowMs();
+    let total = 0;
+    for (;;) {
+      const [row] = await callAsRole<{ removed: unknown }>(sql, 'kg_jobs', 'SELECT keyguard.purge_nonces($1, $2) AS removed', [
+        nowMs,
+        PURGE_BATCH,
+      ]);
+      const removed = integer(row!.removed);
+      total += removed;
+      if (removed < PURGE_BATCH) return total;
+    }
+  }
+
+  async function raiseFloor(createdSeconds: number): Promise<void> {
+    if (!Number.isSafeInteger(createdSeconds)) throw new UsageError('invalid_option', 'createdSeconds must be Unix seconds.');
+    await asRole(sql, 'kg_jobs', (tx) =>
+      tx.query('UPDATE keyguard.nonce_floor SET floor_seconds = $1 WHERE floor_seconds < $1', [createdSeconds]),
+    );
+  }
+
+  return {
+    claim: (keyId, nonce, createdSeconds, expiresAtMs): Promise<boolean> =>
+      guarded(SEAM, () => claim(keyId, nonce, createdSeconds, expiresAtMs)),
+    purge: (): Promise<number> => guarded(SEAM, purge),
+    raiseFloor: (createdSeconds): Promise<void> => guarded(SEAM, () => raiseFloor(createdSeconds)),
+  };
+}
