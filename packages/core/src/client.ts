@@ -4,7 +4,6 @@
  *
  * @see docs/spec/request-signing.md
  */
-import { utf8 } from './bytes.ts';
 import type { SignatureTag } from './canonical.ts';
 import { RejectedError, UnavailableError, UsageError, type RejectionCode } from './errors.ts';
 import type { Clock, DeviceStatus, KeyStore, Primitives, Random, SigningKey } from './seams.ts';
@@ -162,7 +161,7 @@ export class KeyGuardClient {
         ...init,
         method,
         headers,
-        // oxlint-disable-next-line unicorn/no-null -- an explicit null overrides the body of `init`
+        // An explicit null overrides the body of `init`.
         body: body.length > 0 ? body : null,
         signal: request.signal,
         redirect: 'error',

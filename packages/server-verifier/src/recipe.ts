@@ -9,6 +9,8 @@ import type {
   Clock,
   Device,
   DeviceRegistry,
+  DeviceStatus,
+  KeyState,
   MaybePromise,
   Primitives,
   RateDecision,
@@ -168,8 +170,8 @@ export function demandAllowed(context: VerifierContext, decision: RateDecision):
   });
 }
 
-const STATUSES: readonly string[] = ['pending', 'active', 'suspended', 'revoked'];
-const KEY_STATES: readonly string[] = ['current', 'retiring', 'retired'];
+const STATUSES: ReadonlySet<string> = new Set(['pending', 'active', 'suspended', 'revoked'] satisfies DeviceStatus[]);
+const KEY_STATES: ReadonlySet<string> = new Set(['current', 'retiring', 'retired'] satisfies KeyState[]);
 
 /** Step 3: the device and its key as imported, or `null` and a dummy key. */
 export async function findDevice(
@@ -178,7 +180,7 @@ export async function findDevice(
 ): Promise<{ readonly device: Device | null; readonly key: VerifyKey }> {
   const device = await ask('device_registry', context.policy.seamTimeoutMs, () => context.registry.findByKeyId(keyId));
   if (device === null) return { device, key: await context.dummyKey };
-  if (device?.keyId !== keyId || !STATUSES.includes(device.status) || !KEY_STATES.includes(device.keyState)) {
+  if (device?.keyId !== keyId || !STATUSES.has(device.status) || !KEY_STATES.has(device.keyState)) {
     throw new UnavailableError('device_registry', 'The registry gave no device of that key.');
   }
   return { device, key: context.keys.get(keyId) ?? (await importKey(context, device)) };
