@@ -7,7 +7,7 @@
  *
  * @see docs/spec/audit.md for the exact bytes
  */
-import { equalBytes, utf8 } from './bytes.ts';
+import { concat, equalBytes, utf8 } from './bytes.ts';
 import { canonicalJson, parseCanonicalJson } from './canonical-json.ts';
 import { RejectedError, UnavailableError, UsageError } from './errors.ts';
 import type { AuditEntry, AuditMacKey, AuditRecord, Bytes, JsonValue } from './seams.ts';
@@ -18,7 +18,8 @@ const KEY_BYTES = 32;
 const RESERVED = ['origin', 'seq', 'ts'] as const;
 const DAY_MS = 86_400_000;
 const MAX_TIME_MS = 253_402_300_799_999;
-const TIME_TEXT = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)\.(\d{3})Z$/;
+const TIME_TEXT = /^\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z$/;
+const DAYS_OF_MONTH = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] as const;
 
 // What may name a key in a signed note, so that a chain's origin can name its checkpoints too.
 const ORIGIN = /^[\x21-\x2a\x2c-\x7e]{1,255}$/;
@@ -53,32 +54,28 @@ export function rfc3339Utc(timeMs: number): string {
 }
 
 function isTimeText(value: JsonValue | undefined): boolean {
-  const found = typeof value === 'string' ? TIME_TEXT.exec(value) : null;
-  if (found === null) return false;
-  const [year, month, day, hour, minute, second] = found.slice(1).map(Number) as [
-    number, number, number, number, number, number,
-  ];
+  if (typeof value !== 'string' || !TIME_TEXT.test(value)) return false;
+  const year = Number(value.slice(0, 4));
+  const month = Number(value.slice(5, 7));
+  const day = Number(value.slice(8, 10));
   const isLeap = year % 4 === 0 && (year % 100 !== 0 || year % 400 === 0);
-  const days = month === 2 ? (isLeap ? 29 : 28) : [4, 6, 9, 11].includes(month) ? 30 : 31;
-  return (
-    year >= 1970 && month >= 1 && month <= 12 && day >= 1 && day <= days && hour < 24 && minute < 60 && second < 60
-  );
+  const days = month === 2 && isLeap ? 29 : DAYS_OF_MONTH[month - 1];
+  return year >= 1970 && days !== undefined && day >= 1 && day <= days;
 }
 
-function originBytes(origin: string): Bytes {
+// What every MAC of one chain begins with.
+function macPrefix(origin: string): Bytes {
   if (!ORIGIN.test(origin)) {
     throw new UsageError('invalid_option', 'An origin is 1 to 255 printable ASCII characters, without space and "+".');
   }
-  return utf8(origin);
+  return concat(LABEL, Uint8Array.of(0, origin.length), utf8(origin));
 }
 
-function macInput(origin: Bytes, seq: number, prevMac: Uint8Array, bytes: Uint8Array): Bytes {
-  const seqAt = LABEL.length + 2 + origin.length;
+function macInput(prefix: Bytes, seq: number, prevMac: Uint8Array, bytes: Uint8Array): Bytes {
+  const seqAt = prefix.length;
   const input = new Uint8Array(seqAt + 8 + MAC_BYTES + bytes.length);
+  input.set(prefix);
   const view = new DataView(input.buffer);
-  input.set(LABEL);
-  view.setUint16(LABEL.length, origin.length);
-  input.set(origin, LABEL.length + 2);
   view.setUint32(seqAt, Math.floor(seq / 2 ** 32));
   view.setUint32(seqAt + 4, seq);
   input.set(prevMac, seqAt + 8);
@@ -160,14 +157,14 @@ export async function sealEntries(options: SealEntriesOptions): Promise<AuditRec
   if (prevMac.length !== MAC_BYTES || (firstSeq === 0 && prevMac.some((byte) => byte !== 0))) {
     throw new UsageError('invalid_option', 'prevMac has 32 bytes, all of them zero before the first record.');
   }
-  const originAsBytes = originBytes(origin);
+  const prefix = macPrefix(origin);
   const ts = rfc3339Utc(options.nowMs);
   // All texts first: an entry that is refused must not cost a MAC, nor leave half a batch.
   const texts = entries.map((entry, i) => entryBytes(entry, origin, firstSeq + i, ts));
   const records: AuditRecord[] = [];
   for (const bytes of texts) {
     const seq = firstSeq + records.length;
-    const answer = key.mac(macInput(originAsBytes, seq, prevMac, bytes));
+    const answer = key.mac(macInput(prefix, seq, prevMac, bytes));
     // A key that answers at once is not awaited: a turn of the queue per entry is what a batch saves.
     const mac = checkedMac(answer instanceof Promise ? await answer : answer);
     records.push({ seq, bytes, prevMac, mac, macKeyId: key.keyId });
@@ -215,6 +212,7 @@ function checkContent(record: AuditRecord, origin: string): void {
  * Whether `records` are an unbroken piece of the chain from `from` on: resolves with the position after the last of them, or
  * throws at the first that is not in its place or not as it was sealed.
  *
+ * Reads one record at a time, and gives way to other work only where `records` or a key does: give a long chain as a stream.
  * Says nothing of what comes after: compare the answer with a head that is known from elsewhere. In this version the key id
  * MUST be the same in all records.
  *
@@ -227,7 +225,7 @@ export async function verifyRecords(
   options: VerifyRecordsOptions,
 ): Promise<ChainPosition> {
   const { origin, keys } = options;
-  const originAsBytes = originBytes(origin);
+  const prefix = macPrefix(origin);
   let position = options.from ?? chainStart();
 
   async function step(record: AuditRecord): Promise<void> {
@@ -240,7 +238,7 @@ export async function verifyRecords(
     if (macKeyId !== null && record.macKeyId !== macKeyId) throw invalid(seq, 'the key id changes');
     const key = keys.get(record.macKeyId);
     if (key === undefined) throw invalid(seq, 'its MAC key is not known');
-    const answer = key.mac(macInput(originAsBytes, seq, prevMac, record.bytes));
+    const answer = key.mac(macInput(prefix, seq, prevMac, record.bytes));
     const mac = checkedMac(answer instanceof Promise ? await answer : answer);
     if (!equalBytes(mac, record.mac)) throw invalid(seq, 'the MAC is wrong');
     checkContent(record, origin);

@@ -137,14 +137,12 @@ describe('sealEntries', () => {
     }
   });
 
-  test('ten thousand entries in a row cost no turn of the event loop', async () => {
-    let turned = false;
-    setImmediate(() => {
-      turned = true;
-    });
-    const records = await chain(10_000);
-    await verifyRecords(records, { origin, keys });
-    expect(turned).toBe(false);
+  test('a key that answers at once is not awaited for each entry', async () => {
+    let done = false;
+    let turns = 0;
+    void chain(1000).then(() => (done = true));
+    for (; !done; turns += 1) await Promise.resolve();
+    expect(turns).toBeLessThan(20);
   });
 
   test.each(['origin', 'seq', 'ts'])('refuses an entry that brings its own %s', async (name) => {
@@ -283,7 +281,7 @@ describe('verifyRecords', () => {
 
 describe('rfc3339Utc', () => {
   test('writes what Date writes, for every time that it takes', () => {
-    const same = (ms: number): void => expect(rfc3339Utc(ms)).toBe(new Date(ms).toISOString());
+    const same = (ms: number): boolean => rfc3339Utc(ms) === new Date(ms).toISOString();
     fc.assert(fc.property(fc.integer({ min: 0, max: 253_402_300_799_999 }), same), { numRuns: 5000 });
   });
 
