@@ -307,6 +307,15 @@ describe('seal and open', () => {
     await expectOpaque(open(sealed, place, { keyProvider: failing(new TypeError('secret in here')) }));
   });
 
+  test('a key provider that gives a DEK of another size opens nothing, even where all else fits', async () => {
+    for (const size of [16, 31, 33]) {
+      const parts = { place, dek: random(size), dekId: random(16), iv: random(12), plaintext: text('x') };
+      const sealed = { ciphertext: Uint8Array.from(judge.judgeSeal(parts)), wrappedDek: text('w'), kekId: 'k' };
+      const unwrap = (): Promise<Bytes> => Promise.resolve(parts.dek.slice());
+      await expectOpaque(open(sealed, place, { keyProvider: { ...keyProvider, unwrap } }));
+    }
+  });
+
   test('the bytes of the DEK are wiped after sealing, opening and rewrapping', async () => {
     const seen: Bytes[] = [];
     const spying: KeyProvider = {
