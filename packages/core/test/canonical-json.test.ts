@@ -4,7 +4,7 @@ import canonicalize from 'canonicalize';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { canonicalJson, parseCanonicalJson } from '../src/canonical-json.ts';
-import { RejectedError } from '../src/errors.ts';
+import type { RejectedError } from '../src/errors.ts';
 import type { JsonValue } from '../src/seams.ts';
 
 interface Vector {

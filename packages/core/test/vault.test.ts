@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { isRejected, RejectedError, UnavailableError } from '../src/errors.ts';
+import { isRejected, type RejectedError, UnavailableError } from '../src/errors.ts';
 import type { Bytes, KeyProvider, Random } from '../src/seams.ts';
 import { aesKeyProvider, open, passphraseKey, rewrap, seal } from '../src/vault.ts';
 import type { SealedValue, VaultPlace } from '../src/vault.ts';
