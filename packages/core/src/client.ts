@@ -34,11 +34,11 @@ export interface KeyGuardClientOptions {
 
 export interface EnrollOptions {
   /** The one-time code that an administrator made for this device. */
-  readonly code?: string;
+  readonly code?: string | undefined;
   /** What people call this device: 1 to 64 characters. */
-  readonly label?: string;
+  readonly label?: string | undefined;
   /** A keyed digest of the device's signals, 43 base64url characters. A risk signal, never an identity. */
-  readonly fingerprint?: string;
+  readonly fingerprint?: string | undefined;
 }
 
 /** What the server knows of this device. */

@@ -1,0 +1,142 @@
+/**
+ * What only the built packages can show: they build, publish cleanly, carry right types, import on every Node at hand, and an
+ * application bundles no more than it uses. Run by `pnpm test:dist`; prints one line per check and fails if one does.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import { build } from 'esbuild';
+
+const root = new URL('..', import.meta.url).pathname;
+const packages = readdirSync(join(root, 'packages')).filter((name) => existsSync(join(root, 'packages', name, 'tsup.config.ts')));
+let passed = 0;
+const failures: string[] = [];
+
+async function check(name: string, run: () => void | string | Promise<string | void>): Promise<void> {
+  try {
+    const note = await run();
+    passed += 1;
+    console.log(`ok    ${name}${note ? `: ${note}` : ''}`);
+  } catch (error) {
+    failures.push(name);
+    const { stdout = '', stderr = '', message } = error as Error & { stdout?: string; stderr?: string };
+    console.log(`FAIL  ${name}\n${stdout}${stderr || message}`);
+  }
+}
+
+function run(command: string, args: string[], cwd = root): string {
+  return execFileSync(command, args, { cwd, encoding: 'utf8', stdio: 'pipe' });
+}
+
+interface Manifest {
+  readonly name: string;
+  readonly publishConfig: { readonly exports: Record<string, { readonly types: string; readonly default: string }> };
+}
+
+const manifest = (name: string): Manifest => JSON.parse(readFileSync(join(root, 'packages', name, 'package.json'), 'utf8')) as Manifest;
+
+for (const name of packages) {
+  const folder = join(root, 'packages', name);
+  const { publishConfig } = manifest(name);
+  await check(`${name}: builds`, () => void run('pnpm', ['run', 'build'], folder));
+  await check(`${name}: every exported file exists`, () => {
+    const files = Object.values(publishConfig.exports).flatMap(({ types, default: code }) => [types, code]);
+    const missing = files.filter((file) => !existsSync(join(folder, file)));
+    if (missing.length > 0) throw new Error(missing.join(', '));
+    return `${files.length} files`;
+  });
+}
+for (const name of packages) {
+  const folder = join(root, 'packages', name);
+  await check(`${name}: publint`, () => void run('pnpm', ['exec', 'publint', '--strict', folder]));
+  await check(`${name}: are the types wrong`, () => void run('pnpm', ['exec', 'attw', '--pack', folder, '--profile', 'esm-only']));
+}
+
+// Plain Node, no TypeScript, no condition: what an application gets.
+const nodes = new Map<string, string>();
+for (const path of ['node', '/usr/local/bin/node', '/usr/bin/node', ...(process.env['KEYGUARD_NODES'] ?? '').split(':').filter(Boolean)]) {
+  try {
+    nodes.set(run(path, ['--version']).trim(), path);
+  } catch {
+    // Not at hand.
+  }
+}
+for (const [version, path] of nodes) {
+  await check(`imports on Node ${version}`, () => {
+    const specifiers = ['core', 'server-verifier', 'adapters-express', 'storage-node'].flatMap((name) =>
+      Object.keys(manifest(name).publishConfig.exports).map((subpath) => manifest(name).name + subpath.slice(1)),
+    );
+    const code = `await Promise.all(${JSON.stringify(specifiers)}.map((specifier) => import(specifier)))`;
+    run(path, ['--input-type=module', '--eval', code], join(root, 'examples/service'));
+    return `${specifiers.length} entries`;
+  });
+}
+
+interface Bundle {
+  readonly bytes: number;
+  readonly inputs: readonly string[];
+}
+
+async function bundle(code: string, from = 'packages/storage-indexeddb'): Promise<Bundle> {
+  const result = await build({
+    stdin: { contents: code, resolveDir: join(root, from), loader: 'js' },
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    platform: 'browser',
+    write: false,
+    metafile: true,
+    logLevel: 'silent',
+  });
+  const [output] = Object.values(result.metafile.outputs);
+  const inputs = Object.entries(output!.inputs)
+    .filter(([, { bytesInOutput }]) => bytesInOutput > 0)
+    .map(([path]) => path);
+  return { bytes: gzipSync(result.outputFiles[0]!.contents, { level: 9 }).length, inputs };
+}
+
+/** What of core's rooms came along, read from marks that each room's code leaves in a bundle. */
+async function sources(code: string): Promise<string> {
+  const result = await build({
+    stdin: { contents: code, resolveDir: join(root, 'packages/storage-indexeddb'), loader: 'js' },
+    bundle: true,
+    format: 'esm',
+    platform: 'browser',
+    write: false,
+    logLevel: 'silent',
+  });
+  return result.outputFiles[0]!.text;
+}
+
+const SIGNER = `export { createSigner } from '@keyguard/core/sign';`;
+const CLIENT = `export { KeyGuardClient } from '@keyguard/core/client';`;
+const STORE = `export { KeyGuardClient } from '@keyguard/core/client'; export { indexedDbKeyStore } from '@keyguard/storage-indexeddb';`;
+const sizes = { signer: 0, client: 0, store: 0 };
+
+await check('the signer alone is at most 4 kB', async () => {
+  sizes.signer = (await bundle(SIGNER)).bytes;
+  if (sizes.signer > 4096) throw new Error(`${sizes.signer} bytes`);
+  return `${sizes.signer} bytes, minified and gzipped`;
+});
+await check('the whole client is at most 8 kB', async () => {
+  sizes.client = (await bundle(CLIENT)).bytes;
+  if (sizes.client > 8192) throw new Error(`${sizes.client} bytes`);
+  return `${sizes.client} bytes`;
+});
+await check('the IndexedDB store adds at most 2 kB', async () => {
+  sizes.store = (await bundle(STORE)).bytes;
+  if (sizes.store - sizes.client > 2048) throw new Error(`${sizes.store - sizes.client} bytes`);
+  return `${sizes.store - sizes.client} bytes`;
+});
+await check('importing the signer brings neither vault nor verifier nor audit', async () => {
+  for (const specifier of ['@keyguard/core/sign', '@keyguard/core']) {
+    const text = await sources(`export { createSigner } from '${specifier}';`);
+    for (const mark of ['AES-GCM', 'PBKDF2', 'vault_open_failed', 'kg-audit-v1', 'timestamp_out_of_window', 'readSignedHead', 'replay_store']) {
+      if (text.includes(mark)) throw new Error(`${specifier} brings "${mark}"`);
+    }
+  }
+});
+
+console.log(`\ndist: ${passed} passed, ${failures.length} failed`);
+process.exitCode = failures.length === 0 ? 0 : 1;
