@@ -1,0 +1,63 @@
+/**
+ * What the audit log is told of a call, and when.
+ *
+ * `started` is appended and awaited BEFORE anything is sent to the provider: no provider key is used without an entry, and if the
+ * entry cannot be written the call is refused. `ended` is appended before the answer ends. If that one fails the answer ends all
+ * the same, as the provider has done (and billed) its work: the call is on record, and an entry without an ending says that its
+ * outcome is not known.
+ */
+import type { AuditEntry, Device } from '@keyguard/core/seams';
+import type { FailureCode } from './failures.ts';
+import type { CallEnding } from './forward.ts';
+
+/** One call of a device. */
+export interface Call {
+  /** Joins the entries of one call. */
+  readonly callId: string;
+  readonly device: Device;
+  readonly provider: string;
+  readonly method: string;
+  /** The signed path. The query is left out: it is the caller's content. */
+  readonly path: string;
+  readonly startedAtMs: number;
+}
+
+export type CallEvent =
+  | (Call & { readonly type: 'started' })
+  | (Call & { readonly type: 'refused'; readonly code: FailureCode; readonly status: number })
+  | (Call & CallEnding & { readonly type: 'ended'; readonly durationMs: number });
+
+const MAX_PATH_CHARACTERS = 1024;
+
+/** The audit entry of an event: `llm.call`, `llm.call_refused` or `llm.call_ended`. */
+export function callAuditEntry(event: CallEvent): AuditEntry {
+  const { callId, device, provider, method, path } = event;
+  const common = {
+    actor: `device:${device.deviceId}`,
+    owner_id: device.ownerId,
+    project_id: device.projectId,
+    key_id: device.keyId,
+    call_id: callId,
+    provider,
+    method,
+    path: path.slice(0, MAX_PATH_CHARACTERS),
+  };
+  switch (event.type) {
+    case 'started':
+      return { action: 'llm.call', outcome: 'success', ...common };
+    case 'refused':
+      return { action: 'llm.call_refused', outcome: 'refused', ...common, status: event.status, code: event.code };
+    case 'ended': {
+      const { outcome, status, responseBytes, durationMs } = event;
+      return {
+        action: 'llm.call_ended',
+        outcome: outcome === 'completed' ? 'success' : 'failed',
+        ...common,
+        status,
+        code: outcome,
+        response_bytes: responseBytes,
+        duration_ms: durationMs,
+      };
+    }
+  }
+}

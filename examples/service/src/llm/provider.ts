@@ -1,0 +1,82 @@
+/**
+ * What the proxy must know of a provider, and the one form in which the place of an upstream is believed.
+ */
+import { isPath } from '@keyguard/core/canonical';
+import { UsageError } from '@keyguard/core/errors';
+import type { Failure } from './failures.ts';
+
+/** One provider. Everything that is particular to it lives in the one file that makes this object. */
+export interface Provider {
+  /** As in `/proxy/{name}/…` and in the audit log. */
+  readonly name: string;
+  /** As people write it. */
+  readonly title: string;
+  /** The environment variable that holds the operator's key. */
+  readonly keyVariable: string;
+  /** Where clients address it: a prefix of the signed path, exact to the letter, with its last slash. */
+  readonly prefix: string;
+  /** Further signed paths, and the rest of the path for which each stands. */
+  readonly aliases: ReadonlyMap<string, string>;
+  /** Covered headers that mean something to this provider, lower-case. No other header of the caller's is handed on. */
+  readonly requestHeaders: ReadonlySet<string>;
+  /** Headers of this provider's that a client may see, besides those that all providers share: exact names, lower-case. */
+  readonly responseHeaders: ReadonlySet<string>;
+  /** Further such headers by how their lower-case names begin. */
+  readonly responseHeaderPrefixes: readonly string[];
+  /** The headers that carry the provider key. */
+  authorization(apiKey: string): Readonly<Record<string, string>>;
+  /** The body of an error answer, as the provider's own SDK reads it: JSON. */
+  errorBody(failure: Failure): string;
+  /** The event that ends a broken stream, so that the provider's own SDK raises; with its blank line. */
+  errorEvent(rest: string, failure: Failure): string;
+  /** The text with which every whole stream under `rest` ends; `null` where there is no such rule. */
+  lastEvent(rest: string): string | null;
+}
+
+declare const trusted: unique symbol;
+
+/** Where a provider key may be sent. Made by {@link trustedUpstream} from the operator's configuration, by nothing else. */
+export interface TrustedUpstream {
+  readonly [trusted]: true;
+  readonly secure: boolean;
+  /** As `node:http` wants it: an IPv6 address without its brackets. */
+  readonly hostname: string;
+  readonly port: number;
+  /** `host[:port]`, the default port dropped. */
+  readonly authority: string;
+  /** Stands before every path that is asked for; without a slash at its end. */
+  readonly basePath: string;
+}
+
+const LOOPBACK = /^(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])$/;
+
+/**
+ * The upstream that `baseUrl` names. `baseUrl` is trusted: it MUST come from the operator and never from a request.
+ * `suffix` is how the provider's own SDK wants it to end. Plain `http` is for loopback only, as a provider key goes there.
+ * @throws UsageError `invalid_option`
+ */
+export function trustedUpstream(baseUrl: string, variable: string, suffix: string): TrustedUpstream {
+  const refuse = (why: string): UsageError => new UsageError('invalid_option', `${variable} ${why}.`);
+  let url: URL;
+  try {
+    url = new URL(baseUrl);
+  } catch (cause) {
+    throw new UsageError('invalid_option', `${variable} must be an absolute URL.`, { cause });
+  }
+  const { protocol, hostname, port, host, search, hash, username, password } = url;
+  const secure = protocol === 'https:';
+  if (!secure && protocol !== 'http:') throw refuse('must begin with https://');
+  if (!secure && !LOOPBACK.test(hostname)) throw refuse('may begin with http:// for a loopback address only: a provider key is sent there');
+  if (username !== '' || password !== '') throw refuse('must not hold a user name or a password');
+  if (search !== '' || hash !== '') throw refuse('must not hold a query or a fragment');
+  const basePath = url.pathname.replace(/\/+$/, '');
+  if (!basePath.endsWith(suffix)) throw refuse(`must end in ${suffix}`);
+  if (!isPath(`${basePath}/`)) throw refuse('holds a path that cannot be handed on as it is');
+  return Object.freeze({
+    secure,
+    hostname: hostname.replace(/^\[(.*)\]$/, '$1'),
+    port: port === '' ? (secure ? 443 : 80) : Number(port),
+    authority: host,
+    basePath,
+  }) as TrustedUpstream;
+}

@@ -1,0 +1,265 @@
+/**
+ * The proxy plane: `ANY /proxy/{provider}/…` and its aliases, behind the `keyguard()` door. What was signed is the only input; of
+ * everything else that a client sends, only `accept` is looked at. Where a provider key goes is the operator's configuration
+ * alone.
+ */
+import { randomUUID } from 'node:crypto';
+import type { Request, RequestHandler, Response } from 'express';
+import { sendProblem, verifiedRequest, type RejectionSender } from '@keyguard/adapters-express';
+import { isFieldValue } from '@keyguard/core/canonical';
+import { isUnavailable, UnavailableError, UsageError } from '@keyguard/core/errors';
+import type { Clock, Device } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
+import type { VerifiedRequest } from '@keyguard/server-verifier';
+import type { Call, CallEvent } from './call-events.ts';
+import { failure, sendErrorBody, sendFailure, type FailureCode } from './failures.ts';
+import { createForwarder, DEFAULT_FORWARD_LIMITS, type CallEnding, type Forwarding, type ForwardLimits, type OutgoingCall } from './forward.ts';
+import type { Provider, TrustedUpstream } from './provider.ts';
+import { dialectOf, findRoute, type ProviderRoute } from './providers.ts';
+
+/** A provider key, and the one place where it may be sent. */
+export interface ProviderKey {
+  readonly upstream: TrustedUpstream;
+  readonly apiKey: string;
+}
+
+export interface LlmProxyLimits extends ForwardLimits {
+  /** Within how many milliseconds `providerKeys` and `audit` must answer. Default 2,000. */
+  readonly seamTimeoutMs: number;
+}
+
+export interface LlmProxyOptions {
+  /** The key that `device` uses with the provider of that name; `null` when it may use none. Throws when it cannot tell. */
+  readonly providerKeys: (device: Device, provider: string) => Promise<ProviderKey | null>;
+  /** MUST have appended the event durably when it resolves. See `call-events.ts` for what waits for it. */
+  readonly audit: (event: CallEvent) => Promise<unknown>;
+  /** Told of what an operator must look into and no client is told: errors of the two functions above, and mistakes here. */
+  readonly onFault: (error: unknown) => void;
+  readonly limits?: Partial<LlmProxyLimits>;
+  readonly clock?: Clock;
+}
+
+export interface LlmProxy {
+  /** Mount it after `keyguard(verifier, { sendRejection })` at `/proxy` and `/v1`; what is no route of its goes to `next()`. */
+  readonly handler: RequestHandler;
+  /** Answers the verifier's refusals in the provider's dialect. */
+  readonly sendRejection: RejectionSender;
+  /** Ends the running calls of a device, event streams with an error event. */
+  endCallsOf(deviceId: string): void;
+  /**
+   * Stops: new calls are answered 503; running ones have `withinMs` to end by themselves, then event streams end with an error
+   * event and other calls with an error. Resolves when none is left: a client that takes no last word is cut off a second later.
+   */
+  drain(withinMs: number): Promise<void>;
+  /** Closes what is kept open to upstreams; call it after {@link drain}. */
+  close(): void;
+  /** For metrics. */
+  usage(): { readonly runningCalls: number; readonly upstreamSockets: number; readonly keptSockets: number };
+}
+
+interface RunningCall {
+  readonly deviceId: string;
+  readonly response: Response;
+  /** Resolves when the call is over and recorded; never rejects. */
+  done: Promise<void>;
+  end: (code: FailureCode) => void;
+}
+
+// TRACE among others stays out: it would have the upstream repeat the provider key to the client.
+const METHODS: ReadonlySet<string> = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE']);
+const LAST_WORDS_MS = 1000;
+const MIN_EVENT_BYTES = 128 * 1024;
+// A timer beyond this fires at once.
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** @throws UsageError `invalid_option` */
+export function llmProxy(options: LlmProxyOptions): LlmProxy {
+  const { providerKeys, audit, onFault, clock = systemClock } = options;
+  const limits = checkLimits({ ...DEFAULT_FORWARD_LIMITS, seamTimeoutMs: 2000, ...options.limits });
+  const forwarder = createForwarder(limits);
+  const running = new Set<RunningCall>();
+  let stopping = false;
+
+  const append = (event: CallEvent): Promise<unknown> => answered('audit', limits.seamTimeoutMs, () => audit(event));
+
+  /** Answers the call; resolves when its response is closed and its ending recorded. */
+  async function serve(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response, control: RunningCall): Promise<void> {
+    const { provider } = route;
+    const { device, method, path } = verified;
+    const call: Call = { callId: randomUUID(), device, provider: provider.name, method, path, startedAtMs: clock.nowMs() };
+    let cutBy: FailureCode | null = null;
+    control.end = (code) => {
+      cutBy = code;
+    };
+
+    const refuse = async (code: FailureCode, message?: string): Promise<void> => {
+      const failed = failure(code, message);
+      await append({ ...call, type: 'refused', code, status: failed.status });
+      sendFailure(response, provider, failed);
+    };
+    if (!METHODS.has(method)) return refuse('method_not_allowed');
+    const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
+    if (response.destroyed) return;
+    if (key === null) return refuse('provider_key_missing', howToGetAKey(provider));
+
+    await append({ ...call, type: 'started' });
+    const recordEnd = async (ending: CallEnding): Promise<void> => {
+      try {
+        await append({ ...call, ...ending, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs });
+      } catch (error) {
+        onFault(error);
+      }
+    };
+    if (response.destroyed) return recordEnd({ outcome: 'client_left', status: null, responseBytes: 0 });
+    if (cutBy !== null) {
+      const failed = failure(cutBy);
+      await recordEnd({ outcome: cutBy, status: failed.status, responseBytes: 0 });
+      sendFailure(response, provider, failed);
+      return;
+    }
+    const outgoing = outgoingCall(verified, route, key, request.headers.accept);
+    let forwarding: Forwarding;
+    try {
+      forwarding = forwarder.forward(outgoing, response, recordEnd);
+    } catch (error) {
+      // Nothing was sent: for instance a stored key that no header can hold.
+      await recordEnd({ outcome: 'internal_error', status: failure('internal_error').status, responseBytes: 0 });
+      throw error;
+    }
+    control.end = forwarding.end;
+    return forwarding.done;
+  }
+
+  /** Serves, and turns whatever goes wrong into an answer; never rejects. */
+  async function serveOrFail(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response, control: RunningCall): Promise<void> {
+    try {
+      await serve(verified, route, request, response, control);
+    } catch (error) {
+      onFault(error);
+      if (response.headersSent) response.destroy();
+      else if (!response.destroyed) {
+        sendFailure(response, route.provider, failure(isUnavailable(error) ? 'service_unavailable' : 'internal_error'));
+      }
+    } finally {
+      running.delete(control);
+    }
+  }
+
+  function handle(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response): Promise<void> {
+    const control: RunningCall = { deviceId: verified.device.deviceId, response, done: Promise.resolve(), end: () => {} };
+    running.add(control);
+    control.done = serveOrFail(verified, route, request, response, control);
+    return control.done;
+  }
+
+  return {
+    handler(request, response, next) {
+      const verified = verifiedRequest(request);
+      const route = findRoute(verified.path);
+      const dialect = route?.provider ?? dialectOf(verified.path);
+      if (dialect === null) next();
+      else if (stopping) {
+        response.setHeader('connection', 'close');
+        sendFailure(response, dialect, failure('service_stopping'));
+      } else if (route === null) sendFailure(response, dialect, failure('route_unknown'));
+      else return handle(verified, route, request, response);
+    },
+
+    sendRejection,
+
+    endCallsOf(deviceId) {
+      for (const call of running) if (call.deviceId === deviceId) call.end('device_cut_off');
+    },
+
+    async drain(withinMs) {
+      stopping = true;
+      const allDone = (): Promise<unknown> => Promise.all([...running].map(({ done }) => done));
+      await atMost(withinMs, allDone());
+      for (const call of running) call.end('service_stopping');
+      await atMost(LAST_WORDS_MS, allDone());
+      for (const { response } of running) response.destroy();
+      await allDone();
+    },
+
+    close: () => forwarder.close(),
+
+    usage() {
+      const { used, kept } = forwarder.sockets();
+      return { runningCalls: running.size, upstreamSockets: used, keptSockets: kept };
+    },
+  };
+}
+
+function checkLimits(limits: LlmProxyLimits): LlmProxyLimits {
+  for (const [name, value] of Object.entries(limits)) {
+    const [min, max] = name === 'maxEventBytes' ? [MIN_EVENT_BYTES, Number.MAX_SAFE_INTEGER] : [1, MAX_TIMER_MS];
+    if (!Number.isInteger(value) || value < min || value > max) {
+      throw new UsageError('invalid_option', `${name} must be an integer from ${min} to ${max}.`);
+    }
+  }
+  return Object.freeze(limits);
+}
+
+/** Everything that goes to the provider, and nothing that is not named here. */
+function outgoingCall(
+  { method, query, contentType, coveredHeaders, body }: VerifiedRequest,
+  { provider, rest }: ProviderRoute,
+  { upstream, apiKey }: ProviderKey,
+  accept: string | undefined,
+): OutgoingCall {
+  const headers: Record<string, string> = {
+    accept: accept !== undefined && isFieldValue(accept) ? accept : '*/*',
+    // So that events can be told apart and an error event can follow them.
+    'accept-encoding': 'identity',
+    'user-agent': 'keyguard',
+  };
+  if (contentType !== null) headers['content-type'] = contentType;
+  for (const [name, value] of coveredHeaders) if (provider.requestHeaders.has(name)) headers[name] = value;
+  Object.assign(headers, provider.authorization(apiKey));
+  return { provider, rest, query, upstream, method, headers, body };
+}
+
+function howToGetAKey({ title, keyVariable }: Provider): string {
+  return (
+    `This device's project has no ${title} key. An administrator can store one for the project in KeyGuard, ` +
+    `or the operator can set ${keyVariable} and start the service again.`
+  );
+}
+
+const sendRejection: RejectionSender = (answer, request, response) => {
+  const provider = dialectOf(request.originalUrl.split('?', 1)[0]!);
+  if (provider === null) {
+    sendProblem(answer, request, response);
+    return;
+  }
+  const { status, problem } = answer;
+  // The same request is refused again, but for a body that came too slowly and a limit that passes.
+  if (status < 500 && status !== 408 && status !== 429) response.setHeader('x-should-retry', 'false');
+  sendErrorBody(response, provider, { status, code: problem.code, message: problem.detail });
+};
+
+/** What a seam answers; whatever goes wrong, an answer that does not come included, is an UnavailableError. */
+async function answered<T>(seam: string, withinMs: number, ask: () => Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new UnavailableError(seam, `${seam} did not answer within ${withinMs} ms.`)), withinMs);
+  });
+  try {
+    return await Promise.race([ask(), late]);
+  } catch (cause) {
+    if (isUnavailable(cause)) throw cause;
+    throw new UnavailableError(seam, `${seam} failed.`, { cause });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Resolves when `work` does, at the latest after `ms`. */
+async function atMost(ms: number, work: Promise<unknown>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise((resolve) => {
+    timer = setTimeout(resolve, ms);
+  });
+  await Promise.race([work, late]);
+  clearTimeout(timer);
+}
