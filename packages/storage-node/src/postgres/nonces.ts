@@ -48,12 +48,15 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
   // How many claims may pass before the table is counted again. Counting costs with the number of rows, so it happens after a
   // tenth of the room that was left, not with each claim.
   let room = 0;
+  // Claims under way, which a count may or may not see: taken off the room, so that a burst cannot pass the limit.
+  let underWay = 0;
   let counting: Promise<void> | null = null;
   let fullUntilMs = -Infinity;
 
   async function count(limit: number): Promise<void> {
+    const unseen = underWay;
     const [row] = await callAsRole<{ held: unknown }>(sql, 'kg_jobs', 'SELECT keyguard.count_nonces($1) AS held', [limit]);
-    const left = limit - integer(row!.held);
+    const left = Math.max(0, limit - integer(row!.held) - unseen);
     room = Math.ceil(left / 10);
     if (left === 0) fullUntilMs = clock.nowMs() + RECOUNT_EVERY_MS;
   }
@@ -69,8 +72,17 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
     room -= 1;
   }
 
+  async function claimWithin(limit: number, ...pair: Parameters<ReplayStore['claim']>): Promise<boolean> {
+    await takeRoom(limit);
+    underWay += 1;
+    try {
+      return await claim(...pair);
+    } finally {
+      underWay -= 1;
+    }
+  }
+
   async function claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean> {
-    if (maxRows !== undefined) await takeRoom(maxRows);
     const [row] = await callAsRole<{ claimed: unknown }>(
       sql,
       'kg_verifier',
@@ -104,8 +116,8 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
   }
 
   return {
-    claim: (keyId, nonce, createdSeconds, expiresAtMs): Promise<boolean> =>
-      guarded(SEAM, () => claim(keyId, nonce, createdSeconds, expiresAtMs)),
+    claim: (...pair): Promise<boolean> =>
+      guarded(SEAM, () => (maxRows === undefined ? claim(...pair) : claimWithin(maxRows, ...pair))),
     purge: (): Promise<number> => guarded(SEAM, purge),
     raiseFloor: (createdSeconds): Promise<void> => guarded(SEAM, () => raiseFloor(createdSeconds)),
   };
