@@ -2,9 +2,14 @@
  * Seams that live in the memory of one process: for tests, demonstrations and the first ten minutes. Everything is forgotten
  * when the process ends, and they behave as the durable ones do as long as it lives. Reached by its subpath only.
  */
+import { chainAfter, chainStart, sealEntries } from './audit.ts';
 import { UnavailableError, UsageError } from './errors.ts';
 import { generateKeyPair, signingKey } from './keys.ts';
 import type {
+  AuditEntry,
+  AuditMacKey,
+  AuditRecord,
+  AuditSink,
   Clock,
   Device,
   DeviceRegistry,
@@ -88,7 +93,7 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
           retryAfterMs: readyAtMs - nowMs,
         });
       }
-      const pair = `${keyId}.${nonce}`;
+      const pair = `${keyId.length}.${keyId}${nonce}`;
       if (live.has(pair)) return false;
       if (live.size >= capacity) {
         throw new UnavailableError('replay_store', 'The replay store is full.', { code: 'overloaded' });
@@ -186,6 +191,43 @@ export function memoryDeviceRegistry(options: MemoryDeviceRegistryOptions = {}):
       const changed = Object.freeze({ ...device, status: to });
       byKeyId.set(device.keyId, changed);
       return changed;
+    },
+  };
+}
+
+export interface MemoryAuditSinkOptions {
+  /** Names the chain. */
+  readonly origin: string;
+  readonly macKey: AuditMacKey;
+  readonly clock?: Clock;
+}
+
+/** A chain that lives as long as the process. It has no transactions, so `appendIn` always throws. */
+export function memoryAuditSink({ origin, macKey, clock = systemClock }: MemoryAuditSinkOptions): AuditSink {
+  const records: AuditRecord[] = [];
+  let last: Promise<unknown> = Promise.resolve();
+  async function appendNow(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+    const head = records.at(-1);
+    const { seq, prevMac } = head === undefined ? chainStart() : chainAfter(head);
+    const sealed = await sealEntries({ origin, seq, prevMac, entries, nowMs: clock.nowMs(), key: macKey });
+    records.push(...sealed);
+    return sealed;
+  }
+  return {
+    append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+      // One after the other: the head must not move while a batch is sealed.
+      const appended = last.then(() => appendNow(entries));
+      last = appended.catch(() => {});
+      return appended;
+    },
+    async appendIn(): Promise<readonly AuditRecord[]> {
+      throw new UsageError('invalid_option', 'The memory sink has no transactions: use append().');
+    },
+    async head(): Promise<AuditRecord | null> {
+      return records.at(-1) ?? null;
+    },
+    async *read(fromSeq: number): AsyncIterable<AuditRecord> {
+      for (let seq = fromSeq; seq < records.length; seq += 1) yield records[seq]!;
     },
   };
 }

@@ -173,7 +173,8 @@ export interface KeyProvider {
   /** Encrypts and authenticates `dek`, bound to `context`: both MUST be authenticated. */
   wrap(dek: Bytes, context: Bytes): Promise<WrappedKey>;
   /**
-   * The exact inverse. MUST fail for any change of key, bytes or context.
+   * The exact inverse. MUST fail for any change of key, bytes or context. The answer MUST be a fresh array: it is the caller's,
+   * who wipes it.
    * @throws RejectedError `vault_open_failed`
    */
   unwrap(key: WrappedKey, context: Bytes): Promise<Bytes>;

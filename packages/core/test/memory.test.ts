@@ -1,0 +1,61 @@
+import { describe, expect, it } from 'vitest';
+import { auditSinkConformance, deviceRegistryConformance, keyStoreConformance, replayStoreConformance } from '@keyguard/conformance';
+import { webCryptoMacKey } from '@keyguard/core/audit';
+import { memoryAuditSink, memoryDeviceRegistry, memoryKeyStore, memoryReplayStore } from '@keyguard/core/memory';
+
+keyStoreConformance('memoryKeyStore', {
+  place: () => {
+    const store = memoryKeyStore();
+    return () => store;
+  },
+});
+
+replayStoreConformance('memoryReplayStore', () => {
+  let nowMs = 1_800_000_000_000;
+  const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0 });
+  return { store, peer: store, nowMs: () => nowMs, advance: (ms) => void (nowMs += ms), forget: () => {} };
+});
+
+deviceRegistryConformance('memoryDeviceRegistry', () => {
+  const registry = memoryDeviceRegistry();
+  return {
+    registry,
+    peer: registry,
+    nowMs: () => Date.now(),
+    addCode: (code) => registry.addCode(code),
+    revoke: (deviceId) => void registry.transition(deviceId, 'revoke'),
+  };
+});
+
+auditSinkConformance('memoryAuditSink', async () => {
+  const macKey = await webCryptoMacKey({ keyId: 'test', key: new Uint8Array(32).fill(7) });
+  const sink = memoryAuditSink({ origin: 'test', macKey });
+  return { sink, peer: sink, origin: 'test', macKey };
+});
+
+describe('memoryReplayStore', () => {
+  const claimAt = (nowMs: number, startedAtMs: number) => {
+    const clock = { nowMs: () => nowMs };
+    const store = memoryReplayStore({ clock, startedAtMs });
+    return (createdSeconds: number) => store.claim('key', `nonce-${createdSeconds}`, createdSeconds, (createdSeconds + 360) * 1000);
+  };
+
+  it('cannot know what was used before it started: it says so while that may be, and refuses after', () => {
+    const started = 1_800_000_000_000;
+    expect(() => claimAt(started + 2999, started)(1_800_000_002)).toThrow(expect.objectContaining({ name: 'UnavailableError', retryAfterMs: 1 }));
+    expect(claimAt(started + 3000, started)(1_800_000_002)).toBe(false);
+    expect(claimAt(started + 3000, started)(1_800_000_003)).toBe(true);
+  });
+
+  it('forgets what expired, and costs no more for it', () => {
+    let nowMs = 1_800_000_000_000;
+    const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0, capacity: 1000 });
+    for (let round = 0; round < 50; round += 1) {
+      for (let i = 0; i < 20; i += 1) {
+        const created = nowMs / 1000;
+        expect(store.claim('key', `${round}-${i}`, created, (created + 360) * 1000)).toBe(true);
+      }
+      nowMs += 10_000;
+    }
+  });
+});
