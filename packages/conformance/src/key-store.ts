@@ -132,6 +132,12 @@ export function keyStoreConformance(title: string, subject: KeyStoreSubject): vo
       const second = await two.getOrCreate('a');
       expect((await one.get('a'))?.keyId).toBe(second.keyId);
       expect((await one.getOrCreate('a')).keyId).toBe(second.keyId);
+      // And without having looked in between.
+      await two.delete('a');
+      const third = await two.getOrCreate('a');
+      expect((await one.get('a'))?.keyId).toBe(third.keyId);
+      await expectToSign(await one.getOrCreate('a'));
+      expect(third.keyId).not.toBe(second.keyId);
     });
 
     it('deletes what was never there', async () => {

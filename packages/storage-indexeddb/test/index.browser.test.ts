@@ -101,6 +101,24 @@ describe('indexedDbKeyStore', () => {
     }
   });
 
+  it('asks for every change to reach the disk before it is acknowledged', async () => {
+    const { transaction } = IDBDatabase.prototype;
+    const changes: (string | undefined)[] = [];
+    IDBDatabase.prototype.transaction = function spy(names, mode, options) {
+      const opened = transaction.call(this, names, mode, options);
+      if (opened.mode === 'readwrite') changes.push(opened.durability);
+      return opened;
+    };
+    try {
+      const store = indexedDbKeyStore({ databaseName: newDatabaseName() });
+      await store.getOrCreate('a');
+      await store.delete('a');
+    } finally {
+      IDBDatabase.prototype.transaction = transaction;
+    }
+    expect(changes).toEqual(['strict', 'strict']);
+  });
+
   it('does not use a stored key that could be exported', async () => {
     const databaseName = newDatabaseName();
     const pair = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify']);

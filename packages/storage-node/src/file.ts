@@ -307,11 +307,15 @@ async function openKeyFile(path: string, name: string, bytes: Bytes, root: Named
 function readKeyFile(path: string, name: string, bytes: Bytes): { keyId: string; publicKey: PublicJwk; sealed: SealedValue } {
   const file = readJson(bytes);
   if (file.format !== DEVICE_KEY_FORMAT) throw damaged(path);
-  if (file.name !== name) throw unusable(`${path} holds the key of another name: restore the right file from a backup, or delete it and enroll again.`);
+  if (file.name !== name) {
+    throw unusable(`${path} holds the key of another name: restore the right file from a backup, or delete it and enroll again.`);
+  }
   const { keyId, kekId } = file;
   const wrappedDek = typeof file.wrappedDek === 'string' ? fromBase64(file.wrappedDek) : null;
   const ciphertext = typeof file.ciphertext === 'string' ? fromBase64(file.ciphertext) : null;
-  if (typeof keyId !== 'string' || keyId === '' || typeof kekId !== 'string' || wrappedDek === null || ciphertext === null) throw damaged(path);
+  if (typeof keyId !== 'string' || keyId === '' || typeof kekId !== 'string' || wrappedDek === null || ciphertext === null) {
+    throw damaged(path);
+  }
   try {
     return { keyId, publicKey: parsePublicJwk(file.publicKey), sealed: { kekId, wrappedDek, ciphertext } };
   } catch {

@@ -36,7 +36,7 @@ async function withKey(options: Omit<FileKeyStoreOptions, 'directory'> = {}): Pr
 }
 
 async function keyFileOf(directory: string): Promise<string> {
-  const [file] = (await readdir(directory)).filter((name) => name.startsWith('device-'));
+  const file = (await readdir(directory)).find((name) => name.startsWith('device-'));
   return join(directory, file!);
 }
 

@@ -159,7 +159,8 @@ export async function createPrivateFile(path: string, bytes: Bytes): Promise<boo
       const code = errnoOf(error);
       if (code === 'EEXIST') return false;
       if (code === 'EPERM' || code === 'ENOTSUP' || code === 'EOPNOTSUPP') {
-        throw unusable(`The file system of ${directory} has no hard links, without which racing processes cannot agree: choose another folder.`, error);
+        const reason = 'has no hard links, without which racing processes cannot agree';
+        throw unusable(`The file system of ${directory} ${reason}: choose another folder.`, error);
       }
       // Someone swept our temporary file; but a folder that is gone is an error like any other.
       if (code !== 'ENOENT' || (await statOrNull(directory)) === null) throw error;
