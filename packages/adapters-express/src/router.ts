@@ -5,14 +5,16 @@
 import { Router, type Response } from 'express';
 import type { Device } from '@keyguard/core/seams';
 import type { Enrollment, Verifier } from '@keyguard/server-verifier';
-import { keyguard, receiver, refuse, sendProblem, verifiedRequest } from './middleware.ts';
+import { keyguard, receiver, refuse, sendProblem, verifiedRequest, type RejectionSender } from './middleware.ts';
 
 export interface EnrollmentRouterOptions {
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
+  /** Writes refusals in another form than problem+json. Status and headers of the answer MUST be kept. */
+  readonly sendRejection?: RejectionSender;
 }
 
-export function enrollmentRouter({ verifier, enrollment }: EnrollmentRouterOptions): Router {
+export function enrollmentRouter({ verifier, enrollment, sendRejection = sendProblem }: EnrollmentRouterOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const receive = receiver();
 
@@ -20,11 +22,11 @@ export function enrollmentRouter({ verifier, enrollment }: EnrollmentRouterOptio
     try {
       sendDevice(response, 201, await receive(request, (incoming) => enrollment.enroll(incoming)));
     } catch (error) {
-      refuse(error, enrollment, sendProblem, request, response, next);
+      refuse(error, enrollment, sendRejection, request, response, next);
     }
   });
 
-  router.get('/status', keyguard(verifier, { insecureAnyStatus: true }), (request, response) => {
+  router.get('/status', keyguard(verifier, { insecureAnyStatus: true, sendRejection }), (request, response) => {
     sendDevice(response, 200, verifiedRequest(request).device, Math.floor(verifier.nowMs() / 1000));
   });
 

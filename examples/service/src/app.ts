@@ -1,0 +1,66 @@
+/**
+ * The routes in order: the map of the service. What runs before what is decided here and nowhere else.
+ */
+import express, { type Express, type RequestHandler, type Router } from 'express';
+import helmet from 'helmet';
+import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
+import type { Enrollment, Verifier } from '@keyguard/server-verifier';
+import { signedRoutesCors } from './http/cors.ts';
+import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
+import { requestContext } from './http/request-context.ts';
+import type { LlmProxy } from './llm/routes.ts';
+
+export interface AppOptions {
+  readonly trustedHops: number;
+  readonly allowedOrigins: ReadonlySet<string>;
+  readonly isSecure: boolean;
+  readonly health: Router;
+  readonly verifier: Verifier;
+  readonly enrollment: Enrollment;
+  readonly proxy: LlmProxy;
+  readonly auth: Router;
+  /** Lets nobody through who is not signed in. */
+  readonly authenticate: RequestHandler;
+  readonly controlPlane: readonly Router[];
+  readonly onSeen: (deviceId: string, ip: string | null) => void;
+  readonly onFault: (error: unknown, requestId: string) => void;
+}
+
+export function createApp(options: AppOptions): Express {
+  const { verifier, enrollment, proxy, onSeen } = options;
+  const app = express();
+  app.set('case sensitive routing', true);
+  app.set('strict routing', true);
+  app.set('query parser', 'simple');
+  app.set('etag', false);
+  app.disable('x-powered-by');
+  // How many proxies are ours: without one, X-Forwarded-For is a text that a client wrote.
+  app.set('trust proxy', options.trustedHops);
+
+  app.use(requestContext);
+  app.use(
+    helmet({
+      contentSecurityPolicy: { useDefaults: false, directives: { 'default-src': ["'none'"], 'frame-ancestors': ["'none'"], 'base-uri': ["'none'"] } },
+      strictTransportSecurity: options.isSecure,
+    }),
+  );
+  app.use(options.health);
+
+  // Signed by devices: the signature is the credential.
+  app.use(['/api/keyguard', '/proxy', '/v1'], signedRoutesCors(options.allowedOrigins));
+  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment, sendRejection: sendRejectionProblem }));
+  const seen: RequestHandler = (request, _response, next) => {
+    onSeen(verifiedRequest(request).device.deviceId, request.ip ?? null);
+    next();
+  };
+  app.use(['/proxy', '/v1'], keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
+
+  // Used by people: a session is the credential.
+  app.use(options.auth);
+  app.use('/api', options.authenticate);
+  for (const router of options.controlPlane) app.use(router);
+
+  app.use(routeNotFound);
+  app.use(errorProblems(options.onFault));
+  return app;
+}

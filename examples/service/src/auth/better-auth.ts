@@ -1,0 +1,154 @@
+/**
+ * better-auth, as this service runs it: e-mail and password, sessions, JWTs. Sign-up is closed; its tables are reached as kg_auth
+ * alone; its secret and the key that signs JWTs come from the key hierarchy, so that a writer of the database can make neither a
+ * session nor a JWT.
+ */
+import { betterAuth } from 'better-auth';
+import { bearer, jwt } from 'better-auth/plugins';
+import { UnavailableError } from '@keyguard/core/errors';
+import type { SqlClient } from '@keyguard/storage-node/postgres';
+import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';
+import { authKysely } from '../db/auth-dialect.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import * as passwords from './passwords.ts';
+
+/** Where `routes.ts` writes the caller's address; a client's own header of that name never gets so far. */
+export const ADDRESS_HEADER = 'x-keyguard-client-address';
+export const AUTH_PATH = '/api/auth';
+
+const DAY_SECONDS = 24 * 60 * 60;
+const HOUR_SECONDS = 60 * 60;
+
+export interface AuthOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  /** The first one is where people reach the service. */
+  readonly origins: readonly [string, ...string[]];
+  /** What better-auth has to say, without values. */
+  readonly log: (level: 'error' | 'warn', message: string) => void;
+}
+
+/** Who issues the JWTs, and for whom: this deployment, which other ones do not know. */
+export function jwtParty(deploymentId: string): string {
+  return `urn:keyguard:deployment:${deploymentId}`;
+}
+
+// The types of plugins are inferred, and the routes and the tests use them.
+// oxlint-disable-next-line typescript/explicit-module-boundary-types
+export function createAuth({ sql, keys, origins, log }: AuthOptions) {
+  // It reads secrets, origins and telemetry settings from the environment, beside and before what it is given here.
+  for (const name of Object.keys(process.env)) {
+    if (name.startsWith('BETTER_AUTH_') || name === 'AUTH_SECRET') delete process.env[name];
+  }
+  const [baseURL] = origins;
+  const party = jwtParty(keys.deploymentId);
+  const signingKey = {
+    id: keys.jwt.keyId,
+    alg: 'EdDSA' as const,
+    crv: 'Ed25519' as const,
+    publicKey: JSON.stringify(keys.jwt.publicJwk),
+    privateKey: JSON.stringify(keys.jwt.privateJwk),
+    createdAt: new Date(keys.jwt.createdAtMs),
+  };
+  return betterAuth({
+    appName: 'KeyGuard',
+    baseURL,
+    basePath: AUTH_PATH,
+    secret: keys.sessionSecret,
+    secrets: [{ version: 1, value: keys.sessionSecret }],
+    trustedOrigins: [...origins],
+    telemetry: { enabled: false },
+    logger: { level: 'warn', disableColors: true, log: (level, message) => log(level === 'error' ? 'error' : 'warn', message) },
+    database: { db: authKysely(sql), type: 'postgres', schemaName: 'keyguard_auth', transaction: false },
+    emailAndPassword: {
+      enabled: true,
+      disableSignUp: true,
+      minPasswordLength: MIN_PASSWORD_CHARACTERS,
+      maxPasswordLength: MAX_PASSWORD_CHARACTERS,
+      revokeSessionsOnPasswordReset: true,
+      password: passwords,
+    },
+    user: { modelName: 'users', fields: { emailVerified: 'email_verified', createdAt: 'created_at', updatedAt: 'updated_at' } },
+    session: {
+      modelName: 'sessions',
+      fields: {
+        userId: 'user_id',
+        expiresAt: 'expires_at',
+        ipAddress: 'ip_address',
+        userAgent: 'user_agent',
+        createdAt: 'created_at',
+        updatedAt: 'updated_at',
+      },
+      expiresIn: DAY_SECONDS,
+      updateAge: HOUR_SECONDS,
+      cookieCache: { enabled: false },
+    },
+    account: {
+      modelName: 'accounts',
+      fields: {
+        userId: 'user_id',
+        accountId: 'account_id',
+        providerId: 'provider_id',
+        accessToken: 'access_token',
+        refreshToken: 'refresh_token',
+        idToken: 'id_token',
+        accessTokenExpiresAt: 'access_token_expires_at',
+        refreshTokenExpiresAt: 'refresh_token_expires_at',
+        createdAt: 'created_at',
+        updatedAt: 'updated_at',
+      },
+    },
+    verification: { modelName: 'verifications', fields: { expiresAt: 'expires_at', createdAt: 'created_at', updatedAt: 'updated_at' } },
+    rateLimit: {
+      enabled: true,
+      storage: 'database',
+      modelName: 'rate_limits',
+      fields: { lastRequest: 'last_request' },
+      window: 60,
+      max: 120,
+      customRules: {
+        '/sign-in/email': { window: 60, max: 10 },
+        '/change-password': { window: 60, max: 5 },
+        // Reads of a session that is there already, by programs that ask often.
+        '/get-session': false,
+        '/token': false,
+      },
+    },
+    advanced: {
+      useSecureCookies: baseURL.startsWith('https:'),
+      cookiePrefix: 'keyguard',
+      defaultCookieAttributes: { httpOnly: true, sameSite: 'strict', path: '/' },
+      ipAddress: { ipAddressHeaders: [ADDRESS_HEADER] },
+    },
+    plugins: [
+      bearer({ requireSignature: true }),
+      jwt({
+        disableSettingJwtHeader: true,
+        jwks: { disablePrivateKeyEncryption: true, keyPairConfig: { alg: 'EdDSA', crv: 'Ed25519' } },
+        jwt: {
+          issuer: party,
+          audience: party,
+          expirationTime: '15m',
+          definePayload: ({ user, session }) => ({ sid: session.id, email: user.email }),
+        },
+        adapter: {
+          getJwks: async () => [signingKey],
+          createJwk: async () => {
+            throw new Error('The key that signs JWTs is made by the key hierarchy.');
+          },
+        },
+      }),
+    ],
+  });
+}
+
+export type Auth = ReturnType<typeof createAuth>;
+
+/** The live session that `headers` (untrusted) prove, or `null`. @throws UnavailableError where that cannot be told */
+export async function sessionOf(auth: Auth, headers: Headers): Promise<Awaited<ReturnType<Auth['api']['getSession']>>> {
+  try {
+    return await auth.api.getSession({ headers });
+  } catch (cause) {
+    throw new UnavailableError('sessions', 'Sessions cannot be looked up.', { cause });
+  }
+}

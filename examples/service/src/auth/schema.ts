@@ -1,0 +1,28 @@
+import * as z from 'zod';
+import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';
+
+export const email = z.email().max(254).transform((text) => text.toLowerCase());
+
+export const newPassword = z
+  .string()
+  .refine((text) => [...text].length >= MIN_PASSWORD_CHARACTERS, `must have at least ${MIN_PASSWORD_CHARACTERS} characters`)
+  .refine((text) => [...text].length <= MAX_PASSWORD_CHARACTERS, `must have at most ${MAX_PASSWORD_CHARACTERS} characters`);
+
+export const setupBody = z.strictObject({
+  code: z.string().max(64),
+  email,
+  password: newPassword,
+  name: z.string().trim().min(1).max(100).optional(),
+});
+
+export const signInBody = z.strictObject({
+  email: z.string().max(254),
+  password: z.string().max(1024),
+  rememberMe: z.boolean().optional(),
+});
+
+export const changePasswordBody = z.strictObject({
+  currentPassword: z.string().max(1024),
+  newPassword,
+  revokeOtherSessions: z.boolean().optional(),
+});

@@ -1,0 +1,236 @@
+/**
+ * The environment, parsed once. Every fault is reported at once, in words that say what to do; a setting that this version does
+ * not know is a fault, because a guard that is misspelt must not be a guard that is missing. No value of a secret is ever printed.
+ */
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { parseEnv } from 'node:util';
+import * as z from 'zod';
+import { openaiUpstream } from './llm/openai.ts';
+
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Where the rows are. */
+export type DatabaseConfig =
+  | { readonly kind: 'embedded' }
+  | { readonly kind: 'postgres'; readonly url: string; readonly ownerUrl: string | null };
+
+export type RootKeyConfig = { readonly kind: 'file'; readonly path: string } | { readonly kind: 'passphrase'; readonly passphrase: string };
+
+export interface Config {
+  /** 0 for any free port. */
+  readonly port: number;
+  readonly host: string;
+  /** The origin under which people and devices reach this service; `null` for the loopback names of the port. */
+  readonly publicOrigin: string | null;
+  /** Absolute. */
+  readonly dataDir: string;
+  readonly database: DatabaseConfig;
+  readonly rootKey: RootKeyConfig;
+  readonly administrator: { readonly email: string; readonly password: string } | null;
+  readonly openai: { readonly apiKey: string | null; readonly baseUrl: string | null };
+  readonly requestsPerMinute: number;
+  readonly enrollmentsPerMinute: number;
+  /** Exact origins whose pages may call the proxy and the enrollment routes. */
+  readonly allowedOrigins: ReadonlySet<string>;
+  /** How many proxies stand between the callers and this process. */
+  readonly trustedHops: number;
+  readonly logLevel: LogLevel;
+  /** What is set and has no effect; to be shown. */
+  readonly notices: readonly string[];
+}
+
+/** One line per fault. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+  readonly faults: readonly string[];
+
+  constructor(faults: readonly string[]) {
+    super(`The configuration has ${faults.length === 1 ? 'a fault' : `${faults.length} faults`}:\n${faults.map((fault) => `  - ${fault}`).join('\n')}`);
+    this.faults = faults;
+  }
+}
+
+const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** The one rule for passwords of people: length. */
+export const MIN_PASSWORD_CHARACTERS = 12;
+export const MAX_PASSWORD_CHARACTERS = 128;
+
+const NOT_YET: Readonly<Record<string, string>> = {
+  REDIS_URL: 'Redis is not supported by this version: nonces and limits live in the database. Remove it',
+  SENTRY_DSN: 'Sentry is not supported by this version: errors are in the log. Remove it',
+};
+// Commonly set on a developer's machine for other programs: not a fault, but not silence either.
+const OTHER_PROVIDERS = ['ANTHROPIC_API_KEY', 'GOOGLE_API_KEY', 'AZURE_OPENAI_API_KEY'];
+// Kubernetes sets these for services called "keyguard" or "keyguard-…".
+const SET_BY_CLUSTER = /^KEYGUARD_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_[0-9]+_.*)?)$/;
+// The command line's own, and the tests'.
+const NOT_OURS = new Set(['KEYGUARD_URL', 'KEYGUARD_EMAIL', 'KEYGUARD_PASSWORD', 'KEYGUARD_SETUP_CODE', 'KEYGUARD_KILL_ROUNDS', 'KEYGUARD_REQUIRE_REDIS']);
+// oxlint-disable-next-line no-control-regex -- that is what must not be in there
+const CONTROL = /[\u0000-\u001f\u007f]/;
+
+const integer = (fallback: number, min: number, max: number): z.ZodType<number, string | undefined> =>
+  z
+    .string()
+    .optional()
+    .transform((text, context) => {
+      const value = text === undefined ? fallback : /^(?:0|[1-9][0-9]{0,9})$/.test(text) ? Number(text) : Number.NaN;
+      if (value >= min && value <= max) return value;
+      context.addIssue({ code: 'custom', message: `must be a whole number from ${min} to ${max}` });
+      return z.NEVER;
+    });
+
+const checked = (isValid: (text: string) => boolean, message: string): z.ZodType<string | undefined, string | undefined> =>
+  z.string().refine(isValid, message).optional();
+
+/** The origin that `text` is, exactly, but for one slash at the end; `null` for anything more or else. */
+function originOf(text: string): string | null {
+  try {
+    const url = new URL(text);
+    const bare = url.pathname === '/' && url.search === '' && url.hash === '' && url.username === '' && url.password === '';
+    return /^https?:$/.test(url.protocol) && bare && /^[a-z0-9.:[\]-]+$/.test(url.host) ? url.origin : null;
+  } catch {
+    return null;
+  }
+}
+
+function isDatabaseUrl(text: string): boolean {
+  try {
+    return ['postgres:', 'postgresql:'].includes(new URL(text).protocol);
+  } catch {
+    return false;
+  }
+}
+
+const originList = z
+  .string()
+  .optional()
+  .transform((text, context) => {
+    const origins = new Set<string>();
+    for (const item of (text ?? '').split(',').map((part) => part.trim())) {
+      if (item === '') continue;
+      const origin = originOf(item);
+      if (origin === null) {
+        context.addIssue({ code: 'custom', message: `must be exact origins such as https://app.example.com, with commas between: "${item.slice(0, 100)}" is none` });
+      } else origins.add(origin);
+    }
+    return origins;
+  });
+
+const characters = (text: string): number => [...text].length;
+const isPassword = (text: string): boolean => characters(text) >= MIN_PASSWORD_CHARACTERS && characters(text) <= MAX_PASSWORD_CHARACTERS;
+const apiKey = checked((text) => /^[\x21-\x7e]{8,512}$/.test(text), 'must be 8 to 512 printable characters without spaces');
+const databaseUrl = checked(isDatabaseUrl, 'must be a URL that begins with postgres:// or postgresql://');
+
+const schema = z
+  .object({
+    PORT: integer(3000, 0, 65_535),
+    HOST: checked((text) => /^[A-Za-z0-9.:-]{1,253}$/.test(text), 'must be a host name or an address'),
+    KEYGUARD_PUBLIC_URL: checked((text) => originOf(text) !== null, 'must be http(s)://host[:port] and nothing more'),
+    KEYGUARD_DATA_DIR: checked((text) => !CONTROL.test(text), 'must be a path'),
+    DATABASE_URL: databaseUrl,
+    DATABASE_OWNER_URL: databaseUrl,
+    KEYGUARD_ROOT_KEY_FILE: checked((text) => !CONTROL.test(text), 'must be a path'),
+    KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
+    KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
+    KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
+    OPENAI_API_KEY: apiKey,
+    OPENAI_BASE_URL: z
+      .string()
+      .superRefine((text, context) => {
+        try {
+          openaiUpstream(text);
+        } catch (error) {
+          const message = error instanceof Error ? error.message.replace(/^OPENAI_BASE_URL /, '').replace(/\.$/, '') : 'is not usable';
+          context.addIssue({ code: 'custom', message });
+        }
+      })
+      .optional(),
+    KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
+    KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
+    KEYGUARD_ALLOWED_ORIGINS: originList,
+    TRUST_PROXY: integer(0, 0, 16),
+    LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(', ')}` }).default('info'),
+  })
+  .superRefine((env, context) => {
+    const fault = (name: string, message: string): void => context.addIssue({ code: 'custom', path: [name], message });
+    if (env.DATABASE_OWNER_URL !== undefined && env.DATABASE_URL === undefined) {
+      fault('DATABASE_OWNER_URL', 'is for migrations: DATABASE_URL must be set as well, for a login without rights of its own');
+    }
+    if (env.KEYGUARD_ROOT_KEY_FILE !== undefined && env.KEYGUARD_PASSPHRASE !== undefined) {
+      fault('KEYGUARD_PASSPHRASE', 'cannot be set together with KEYGUARD_ROOT_KEY_FILE: there is one root key');
+    }
+    if ((env.KEYGUARD_ADMIN_EMAIL === undefined) !== (env.KEYGUARD_ADMIN_PASSWORD === undefined)) {
+      fault('KEYGUARD_ADMIN_EMAIL', 'and KEYGUARD_ADMIN_PASSWORD must be set together or not at all');
+    }
+  });
+
+export const SETTINGS: readonly string[] = Object.keys(schema.shape);
+
+/**
+ * `.env` of `folder` under what is set already, which wins.
+ * @throws ConfigError when there is one that cannot be read
+ */
+export function withDotEnv(environment: Environment, folder: string): Environment {
+  let text: string;
+  try {
+    text = readFileSync(resolve(folder, '.env'), 'utf8');
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return environment;
+    throw new ConfigError([`.env in ${folder} cannot be read (${code ?? 'unknown error'})`]);
+  }
+  return { ...parseEnv(text), ...environment };
+}
+
+/**
+ * The configuration that `environment` (trusted: the operator's) describes. Relative paths are below `folder`; an empty value is
+ * as good as none.
+ * @throws ConfigError with every fault
+ */
+export function readConfig(environment: Environment, folder: string): Config {
+  const set = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined && entry[1] !== '');
+  const given = Object.fromEntries(set.filter(([name]) => SETTINGS.includes(name)));
+  const faults: string[] = [];
+  for (const [name] of set) {
+    if (name in NOT_YET) faults.push(`${name}: ${NOT_YET[name]}.`);
+    else if (name.startsWith('KEYGUARD_') && !SETTINGS.includes(name) && !NOT_OURS.has(name) && !SET_BY_CLUSTER.test(name)) {
+      faults.push(`${name}: is not a setting of this version.`);
+    }
+  }
+  const parsed = schema.safeParse(given);
+  if (!parsed.success) faults.push(...parsed.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}.`));
+  if (faults.length > 0 || !parsed.success) throw new ConfigError(faults.toSorted());
+  const env = parsed.data;
+  const dataDir = resolve(folder, env.KEYGUARD_DATA_DIR ?? 'data');
+  const notices = set
+    .filter(([name]) => OTHER_PROVIDERS.includes(name))
+    .map(([name]) => `${name} is set, and this version hands on to OpenAI only: it is not read.`);
+  return {
+    port: env.PORT,
+    host: env.HOST ?? '127.0.0.1',
+    publicOrigin: env.KEYGUARD_PUBLIC_URL === undefined ? null : originOf(env.KEYGUARD_PUBLIC_URL),
+    dataDir,
+    database:
+      env.DATABASE_URL === undefined
+        ? { kind: 'embedded' }
+        : { kind: 'postgres', url: env.DATABASE_URL, ownerUrl: env.DATABASE_OWNER_URL ?? null },
+    rootKey:
+      env.KEYGUARD_PASSPHRASE === undefined
+        ? { kind: 'file', path: env.KEYGUARD_ROOT_KEY_FILE === undefined ? resolve(dataDir, 'root.key') : resolve(folder, env.KEYGUARD_ROOT_KEY_FILE) }
+        : { kind: 'passphrase', passphrase: env.KEYGUARD_PASSPHRASE },
+    administrator:
+      env.KEYGUARD_ADMIN_EMAIL === undefined || env.KEYGUARD_ADMIN_PASSWORD === undefined
+        ? null
+        : { email: env.KEYGUARD_ADMIN_EMAIL.toLowerCase(), password: env.KEYGUARD_ADMIN_PASSWORD },
+    openai: { apiKey: env.OPENAI_API_KEY ?? null, baseUrl: env.OPENAI_BASE_URL ?? null },
+    requestsPerMinute: env.KEYGUARD_REQUESTS_PER_MINUTE,
+    enrollmentsPerMinute: env.KEYGUARD_ENROLLMENTS_PER_MINUTE,
+    allowedOrigins: env.KEYGUARD_ALLOWED_ORIGINS,
+    trustedHops: env.TRUST_PROXY,
+    logLevel: env.LOG_LEVEL,
+    notices,
+  };
+}

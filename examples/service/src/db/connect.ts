@@ -1,0 +1,62 @@
+/**
+ * Opens the database: PGlite in the data folder, or PostgreSQL by URL. Nothing here migrates, and nothing here takes a role.
+ */
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import pg from 'pg';
+import { pgClient, pgliteClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
+import { lockFolder, type FolderLock } from './folder-lock.ts';
+
+export interface Database {
+  readonly sql: SqlScriptClient;
+  /** PGlite: one process, one queue, and a login whom no policy binds until it takes a role. */
+  readonly embedded: boolean;
+  close(): Promise<void>;
+}
+
+const CONNECT_TIMEOUT_MS = 5000;
+const STATEMENT_TIMEOUT_MS = 10_000;
+const POOL_SIZE = 20;
+
+/** Makes `folder` (0700) and takes its lock; before anything else is opened. @throws FolderInUseError */
+export async function claimFolder(folder: string): Promise<FolderLock> {
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  return lockFolder(folder);
+}
+
+/** The embedded database of `dataDir`, whose lock the caller MUST hold. */
+export async function openEmbedded(dataDir: string): Promise<Database> {
+  const folder = join(dataDir, 'database');
+  // Before PGlite makes it: its own files can be read by everyone.
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  const { PGlite } = await import('@electric-sql/pglite');
+  const database = await PGlite.create(folder);
+  return { sql: pgliteClient(database), embedded: true, close: () => database.close() };
+}
+
+/** `onError` hears of connections that break while nobody uses them; the pool replaces them by itself. */
+export function openPostgres(url: string, onError: (error: Error) => void, max: number = POOL_SIZE): Database {
+  const pool = new pg.Pool({
+    connectionString: url,
+    max,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    statement_timeout: STATEMENT_TIMEOUT_MS,
+    query_timeout: STATEMENT_TIMEOUT_MS + 1000,
+    idleTimeoutMillis: 30_000,
+    application_name: 'keyguard',
+  });
+  pool.on('error', onError);
+  return { sql: pgClient(pool), embedded: false, close: () => pool.end() };
+}
+
+/** For migrations: one connection, no limit on the length of a statement. */
+export function openPostgresOwner(url: string, onError: (error: Error) => void): Database {
+  const pool = new pg.Pool({ connectionString: url, max: 1, connectionTimeoutMillis: CONNECT_TIMEOUT_MS, application_name: 'keyguard-migrate' });
+  pool.on('error', onError);
+  return { sql: pgClient(pool), embedded: false, close: () => pool.end() };
+}
+
+/** The name under which `url` logs in. */
+export function loginOf(url: string): string {
+  return decodeURIComponent(new URL(url).username);
+}

@@ -1,0 +1,64 @@
+import type { DeviceRecord, EnrollmentCode } from '@keyguard/storage-node/postgres';
+import * as z from 'zod';
+import { pageQuery, timeJson } from '../http/pagination.ts';
+
+// Control characters, bidirectional overrides, and what else makes a label read as something it is not: as enrollment has it.
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
+const MAX_CODE_LIFE_SECONDS = 30 * 24 * 60 * 60;
+
+export const label = z
+  .string()
+  .transform((text) => text.normalize('NFC').trim())
+  .refine((text) => [...text].length >= 1 && [...text].length <= 64 && !UNPRINTABLE.test(text), 'must be 1 to 64 printable characters');
+
+export const createCodeBody = z.strictObject({
+  label: label.optional(),
+  auto_approve: z.boolean().default(true),
+  max_uses: z.int().min(1).max(10_000).default(1),
+  expires_in_s: z.int().min(10).max(MAX_CODE_LIFE_SECONDS).default(15 * 60),
+});
+
+export const devicePageQuery = pageQuery.extend({
+  status: z.enum(['pending', 'active', 'suspended', 'revoked']).optional(),
+});
+
+/** Ids are UUIDs; what is none is the id of nothing. */
+export const id = z.uuid();
+
+/** The code itself is shown once, by whoever made it. */
+export function codeJson(code: EnrollmentCode): object {
+  return {
+    id: code.id,
+    label: code.label,
+    project_id: code.projectId,
+    auto_approve: code.autoApprove,
+    max_uses: code.maxUses,
+    uses: code.uses,
+    created_by: code.createdBy,
+    created_at: timeJson(code.createdAtMs),
+    expires_at: timeJson(code.expiresAtMs),
+    revoked_at: timeJson(code.revokedAtMs),
+  };
+}
+
+export function deviceJson(device: DeviceRecord): object {
+  return {
+    id: device.deviceId,
+    key_id: device.keyId,
+    label: device.label,
+    status: device.status,
+    owner_id: device.ownerId,
+    project_id: device.projectId,
+    requests_per_minute: device.requestsPerMinute,
+    ip_allowlist: device.ipAllowlist,
+    allowed_models: device.allowedModels,
+    created_at: timeJson(device.createdAtMs),
+    pending_until: timeJson(device.pendingUntilMs),
+    approved_by: device.approvedBy,
+    approved_at: timeJson(device.approvedAtMs),
+    changed_at: timeJson(device.changedAtMs),
+    last_seen_at: timeJson(device.lastSeenAtMs),
+    last_ip: device.lastIp,
+    intact: device.intact,
+  };
+}

@@ -1,0 +1,37 @@
+/** `/healthz`: the process runs. `/readyz`: it can do its work, or which part cannot. */
+import { Router } from 'express';
+import type { SqlClient } from '@keyguard/storage-node/postgres';
+
+const CHECK_MS = 1000;
+
+export interface HealthOptions {
+  readonly sql: SqlClient;
+  readonly isStopping: () => boolean;
+}
+
+export function healthRoutes({ sql, isStopping }: HealthOptions): Router {
+  const router = Router({ caseSensitive: true, strict: true });
+  router.get('/healthz', (_request, response) => {
+    response.set('cache-control', 'no-store').json({ status: 'ok' });
+  });
+  router.get('/readyz', async (_request, response) => {
+    const checks = { database: (await answers(sql)) ? 'ok' : 'does not answer', service: isStopping() ? 'is stopping' : 'ok' };
+    const isReady = Object.values(checks).every((check) => check === 'ok');
+    response.status(isReady ? 200 : 503).set('cache-control', 'no-store').json({ status: isReady ? 'ready' : 'not ready', checks });
+  });
+  return router;
+}
+
+async function answers(sql: SqlClient): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<false>((resolve) => {
+    timer = setTimeout(() => resolve(false), CHECK_MS);
+  });
+  try {
+    return await Promise.race([sql.query('SELECT 1').then(() => true), late]);
+  } catch {
+    return false;
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,107 @@
+/**
+ * Every refusal of the control plane is an RFC 9457 problem with a `code` and the id of the request. Nothing of an error that is
+ * ours (message, stack, cause) leaves.
+ */
+import type { ErrorRequestHandler, Request, RequestHandler, Response } from 'express';
+import type { RejectionSender } from '@keyguard/adapters-express';
+import { isRejected, isUnavailable } from '@keyguard/core/errors';
+import { describeRejection } from '@keyguard/server-verifier/rejection';
+import { ZodError } from 'zod';
+import { requestIdOf } from './request-context.ts';
+
+const STATUSES = {
+  malformed_request: [400, 'Malformed request'],
+  invalid_request: [400, 'Invalid request'],
+  not_authenticated: [401, 'Not signed in'],
+  forbidden: [403, 'Not allowed'],
+  origin_not_allowed: [403, 'Origin not allowed'],
+  setup_code_invalid: [403, 'Setup code invalid'],
+  not_found: [404, 'Not found'],
+  setup_complete: [409, 'Already set up'],
+  illegal_transition: [409, 'Not possible in this state'],
+  owner_required: [409, 'Owner required'],
+  unsupported_media_type: [415, 'Unsupported media type'],
+  rate_limited: [429, 'Too many requests'],
+  internal_error: [500, 'Internal error'],
+} as const satisfies Record<string, readonly [number, string]>;
+
+export type ProblemCode = keyof typeof STATUSES;
+
+/** Thrown by a handler, or by what it calls, to refuse. `detail` is for the caller: it MUST NOT hold anything secret. */
+export class HttpProblem extends Error {
+  override readonly name = 'HttpProblem';
+  readonly code: ProblemCode;
+  readonly retryAfterSeconds: number | undefined;
+
+  constructor(code: ProblemCode, detail: string, options: { readonly retryAfterSeconds?: number } = {}) {
+    super(detail);
+    this.code = code;
+    this.retryAfterSeconds = options.retryAfterSeconds;
+  }
+}
+
+/** What another room answers for a thing that is not there, or not the caller's to know of. */
+export function notFound(): HttpProblem {
+  return new HttpProblem('not_found', 'There is nothing of that id.');
+}
+
+/** Writes a problem; the one place that does. */
+export function writeProblem(
+  request: Request,
+  response: Response,
+  { status, ...problem }: { readonly status: number; readonly title: string; readonly detail: string; readonly code: string; readonly [name: string]: unknown },
+): void {
+  response
+    .status(status)
+    .set('cache-control', 'no-store')
+    .type('application/problem+json')
+    .send(JSON.stringify({ status, ...problem, request_id: requestIdOf(request) }));
+}
+
+/** The verifier's refusals, with the id of the request. */
+export const sendRejectionProblem: RejectionSender = ({ problem }, request, response) => {
+  writeProblem(request, response, { ...problem });
+};
+
+export const routeNotFound: RequestHandler = (request, response) => {
+  writeProblem(request, response, { status: 404, title: STATUSES.not_found[1], detail: 'There is no such route.', code: 'not_found' });
+};
+
+function isClientError(error: unknown): boolean {
+  const { status, expose } = (error ?? {}) as { status?: unknown; expose?: unknown };
+  // What the router throws for a path with broken escapes; never by us.
+  return (error instanceof URIError || expose === true) && typeof status === 'number' && status >= 400 && status < 500;
+}
+
+/** The last handler. `onFault` hears of what is ours to repair. */
+export function errorProblems(onFault: (error: unknown, requestId: string) => void): ErrorRequestHandler {
+  return (error, request, response, _next) => {
+    if (response.headersSent) {
+      onFault(error, requestIdOf(request));
+      response.destroy();
+      return;
+    }
+    // Else the rest of an unread body would be read for nothing, or taken for the next request.
+    if (!request.complete) response.set('connection', 'close');
+    if (error instanceof HttpProblem) {
+      const [status, title] = STATUSES[error.code];
+      if (error.retryAfterSeconds !== undefined) response.set('retry-after', String(error.retryAfterSeconds));
+      if (status === 401) response.set('www-authenticate', 'Bearer');
+      writeProblem(request, response, { status, title, detail: error.message, code: error.code });
+    } else if (error instanceof ZodError) {
+      const errors = error.issues.map(({ path, message }) => ({ path: path.join('.'), message }));
+      const detail = errors.map(({ path, message }) => (path === '' ? message : `${path}: ${message}`)).join('; ');
+      writeProblem(request, response, { status: 400, title: STATUSES.invalid_request[1], detail, code: 'invalid_request', errors });
+    } else if (isRejected(error) || isUnavailable(error)) {
+      if (isUnavailable(error)) onFault(error, requestIdOf(request));
+      const answer = describeRejection(error, Date.now());
+      response.set(answer.headers);
+      writeProblem(request, response, { ...answer.problem });
+    } else if (isClientError(error)) {
+      writeProblem(request, response, { status: 400, title: STATUSES.malformed_request[1], detail: 'The request is not well-formed.', code: 'malformed_request' });
+    } else {
+      onFault(error, requestIdOf(request));
+      writeProblem(request, response, { status: 500, title: STATUSES.internal_error[1], detail: 'Something failed on our side. The request id says where to look.', code: 'internal_error' });
+    }
+  };
+}
