@@ -31,6 +31,8 @@ export function memoryKeyStore(crypto: Crypto = globalThis.crypto): KeyStore {
       if (key === undefined) {
         key = generateKeyPair(crypto).then((pair) => signingKey(pair, crypto));
         keys.set(name, key);
+        // A failure is told, and not kept.
+        key.catch(() => keys.delete(name));
       }
       return key;
     },

@@ -11,6 +11,8 @@ import { hash } from 'node:crypto';
 const ALPHABET = '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
 const CHARACTERS = 26;
 const GROUPS = /.{1,5}/g;
+// ASCII before anything else: letters of other scripts must not become ours by upper-casing.
+const TYPED = /^[0-9A-Za-z -]{26,64}$/;
 const CODE = /^[0-9A-HJKMNP-TV-Z]{26}$/;
 
 /** A new code, for instance `7K3QF-0MZ8T-…`: six groups, read aloud or typed without mistakes. */
@@ -27,8 +29,8 @@ export function generateEnrollmentCode(random: Random): string {
  * not matter, and O, I and L are read as 0, 1 and 1.
  */
 export function hashEnrollmentCode(code: string): string | null {
-  if (code.length > 64) return null;
-  const normalised = code.toUpperCase().replaceAll(/[\s-]/g, '').replaceAll('O', '0').replaceAll(/[IL]/g, '1');
+  if (!TYPED.test(code)) return null;
+  const normalised = code.toUpperCase().replaceAll(/[ -]/g, '').replaceAll('O', '0').replaceAll(/[IL]/g, '1');
   if (!CODE.test(normalised)) return null;
   return toBase64Url(hash('sha256', utf8(`keyguard-enrollment-code-v1\0${normalised}`), 'buffer'));
 }

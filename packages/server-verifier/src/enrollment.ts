@@ -100,7 +100,10 @@ async function enrollInOrder(
 
   const codeHash = code === null ? null : hashEnrollmentCode(code);
   if (code !== null && codeHash === null) throw enrollmentRejected();
-  const keyed = fingerprint === null || keyFingerprint === undefined ? null : await keyFingerprint(fingerprint);
+  const keyed =
+    fingerprint === null || keyFingerprint === undefined
+      ? null
+      : await ask('fingerprint', policy.seamTimeoutMs, () => keyFingerprint(fingerprint));
   const { keyId } = head;
   const result = await ask('device_registry', policy.seamTimeoutMs, () =>
     registry.enroll({ keyId, publicKey, codeHash, label, fingerprint: keyed, nowMs: readClock(context) }),
