@@ -1,270 +1,15 @@
 /**
- * The composition root: configuration → database → keys → seams → routes → listen, and the same way back when it stops. What is
- * decided in other files is only put together here.
+ * The process: reads its configuration, takes the lock on its data folder, starts the service and stops it on a signal.
+ *
+ * Little is imported here, so that a second process on one folder is refused before it has loaded anything.
  */
-import { createServer, type RequestListener, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import type { Logger } from 'pino';
-import { isUnavailable } from '@keyguard/core/errors';
-import { createEnrollment, createVerifier, definePolicy, memoryRateLimiter, type PolicyOptions } from '@keyguard/server-verifier';
-import {
-  assertSafeRoles,
-  grantRolesTo,
-  postgresAdministrators,
-  postgresDeviceDirectory,
-  postgresKeyRecords,
-  postgresReplayStore,
-} from '@keyguard/storage-node/postgres';
-import { providerKeys } from './api-keys/provider-keys.ts';
-import { apiKeyRoutes } from './api-keys/routes.ts';
-import { createApiKeys } from './api-keys/store.ts';
-import { createApp } from './app.ts';
-import { auditLog, refusalEntry } from './audit/log.ts';
-import { auditRoutes } from './audit/routes.ts';
-import { createAuth } from './auth/better-auth.ts';
-import { authenticate } from './auth/principal.ts';
-import { authRoutes } from './auth/routes.ts';
-import { createSetup } from './auth/setup.ts';
-import { ConfigError, readConfig, withDotEnv, type Config } from './config.ts';
-import { claimFolder, loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
-import { assertMigrated, migrateAll, NotMigratedError, SCHEMAS } from './db/migrate.ts';
-import { auditedRegistry } from './devices/enrolling.ts';
-import { deviceRoutes } from './devices/routes.ts';
-import { sightings } from './devices/sightings.ts';
-import { healthRoutes } from './http/health.ts';
-import { jsonReader } from './http/json-body.ts';
-import { openDeploymentKeys } from './keys/hierarchy.ts';
-import { callAuditEntry } from './llm/call-events.ts';
-import { startDemoUpstream } from './llm/demo-upstream.ts';
-import { openaiUpstream } from './llm/openai.ts';
-import { llmProxy } from './llm/routes.ts';
-import { createLog, describeError } from './log.ts';
+import { enableCompileCache } from 'node:module';
+import { join } from 'node:path';
+import { ConfigError, readConfig, withDotEnv } from './config.ts';
+import { claimFolder } from './db/folder-lock.ts';
 
-const MEBIBYTE = 1024 * 1024;
-const DRAIN_MS = 28_000;
-const STOP_MS = 30_000;
-const PURGE_EVERY_MS = 60_000;
-const FLUSH_EVERY_MS = 5_000;
-const SETUP_TRIES_PER_MINUTE = 10;
-const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
-
-interface Service {
-  stop(): Promise<void>;
-}
-
-/** Answers while the service is being put together. */
-const starting: RequestListener = (request, response) => {
-  const isAlive = request.url === '/healthz';
-  response.writeHead(isAlive ? 200 : 503, { 'content-type': 'application/json', 'cache-control': 'no-store', 'retry-after': '1' });
-  response.end(JSON.stringify({ status: isAlive ? 'ok' : 'starting' }));
-};
-
-async function listen(server: Server, { port, host }: Config): Promise<number> {
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject).listen(port, host, resolve);
-  });
-  return (server.address() as AddressInfo).port;
-}
-
-/** The database, brought up to date and found safe; by the owner's login where there is one, which is closed again. */
-async function openDatabase(config: Config, log: Logger): Promise<Database> {
-  const onError = (error: Error): void => log.warn({ error: describeError(error) }, 'a database connection broke');
-  if (config.database.kind === 'embedded') {
-    const database = await openEmbedded(config.dataDir);
-    const applied = await migrateAll(database.sql);
-    if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
-    await assertSafeRoles(database.sql, { schemas: SCHEMAS, embedded: true });
-    return database;
-  }
-  const { url, ownerUrl } = config.database;
-  if (ownerUrl !== null) {
-    const owner = openPostgresOwner(ownerUrl, onError);
-    try {
-      const applied = await migrateAll(owner.sql);
-      if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
-      await grantRolesTo(owner.sql, loginOf(url));
-    } finally {
-      await owner.close();
-    }
-  }
-  const database = openPostgres(url, onError);
-  try {
-    await assertMigrated(database.sql);
-    await assertSafeRoles(database.sql, { schemas: SCHEMAS });
-    return database;
-  } catch (error) {
-    await database.close();
-    throw error;
-  }
-}
-
-/** Starts everything; what was started is stopped again where a later part fails. */
-async function start(config: Config, log: Logger, say: (text: string) => void): Promise<Service> {
-  const undo: (() => unknown)[] = [];
-  try {
-    return await compose(config, log, say, undo);
-  } catch (error) {
-    for (const step of undo.toReversed()) await step();
-    throw error;
-  }
-}
-
-async function compose(config: Config, log: Logger, say: (text: string) => void, undo: (() => unknown)[]): Promise<Service> {
-  const onFault = (error: unknown, requestId?: string): void => {
-    log.error({ requestId, error: describeError(error) }, isUnavailable(error) ? 'something that is needed did not answer' : 'a request failed');
-  };
-
-  // One process at a time may have the folder, and only the one that has it goes on.
-  const lock = await claimFolder(config.dataDir);
-  undo.push(() => lock.release());
-
-  let listener: RequestListener = starting;
-  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000 }, (request, response) => listener(request, response));
-  const port = await listen(server, config);
-  undo.push(() => {
-    server.close();
-    server.closeAllConnections();
-  });
-
-  const database = await openDatabase(config, log);
-  undo.push(() => database.close());
-  const { sql } = database;
-
-  const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
-  const audit = auditLog(sql, keys);
-  const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
-
-  // Where people and devices reach us. The signed authority is one of these, never what a header says it is.
-  const loopback = [`http://localhost:${port}`, `http://127.0.0.1:${port}`].map((url) => new URL(url).origin);
-  const origins = (config.publicOrigin === null ? loopback : [config.publicOrigin]) as [string, ...string[]];
-  const policy: PolicyOptions = {
-    authorities: origins.map((origin) => new URL(origin).host),
-    maxBodyBytes: 32 * MEBIBYTE,
-    requestsPerMinute: config.requestsPerMinute,
-  };
-
-  const replayStore = postgresReplayStore(sql);
-  const registry = auditedRegistry(sql, keys, audit);
-  const verification = {
-    policy,
-    registry,
-    replayStore,
-    ipLimiter: memoryRateLimiter({ perMinute: definePolicy(policy).requestsPerMinutePerIp }),
-    onRejected: async (event: Parameters<typeof refusalEntry>[0]): Promise<void> => {
-      if (isUnavailable(event.error)) onFault(event.error);
-      const entry = refusalEntry(event);
-      if (entry !== null) await audit.record(entry);
-    },
-  };
-  const verifier = createVerifier(verification);
-  const enrollment = createEnrollment({
-    ...verification,
-    enrollmentsPerMinute: config.enrollmentsPerMinute,
-    keyFingerprint: keys.keyFingerprint,
-  });
-
-  // Where provider keys may be sent is said here, by the operator, and nowhere else.
-  const demo = config.openai.apiKey === null ? await startDemoUpstream() : null;
-  if (demo !== null) undo.push(() => demo.close());
-  const apiKeys = createApiKeys({ sql, keys, audit, onChanged: () => providers.clear() });
-  const providers = providerKeys({
-    apiKeys: () => apiKeys,
-    upstreams: new Map([['openai', openaiUpstream(config.openai.baseUrl ?? undefined)]]),
-    demo: demo === null ? null : { provider: 'openai', key: demo },
-  });
-  // Also where there is no key to import: it makes the project that everything belongs to.
-  await apiKeys.prepare();
-  if (config.openai.apiKey !== null) {
-    const outcome = await apiKeys.importFromEnvironment('openai', config.openai.apiKey);
-    if (outcome === 'stored') log.info('OPENAI_API_KEY was sealed into project default');
-  }
-  const isDemo = demo !== null && !(await apiKeys.hasAny('openai'));
-
-  const proxy = llmProxy({
-    providerKeys: (device, provider) => providers.find(device, provider),
-    // An ending is written when its request may be over: it is joined to its beginning by the call's id.
-    audit: (event) => (event.type === 'ended' ? audit.recordAsIs(callAuditEntry(event)) : audit.record(callAuditEntry(event))),
-    onFault,
-  });
-  undo.push(() => proxy.close());
-
-  const auth = createAuth({ sql, keys, origins, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
-  const setup = createSetup({ sql, keys, audit });
-  const readJson = jsonReader(definePolicy(policy));
-  const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
-  let isStopping = false;
-
-  listener = createApp({
-    trustedHops: config.trustedHops,
-    allowedOrigins: config.allowedOrigins,
-    isSecure: origins[0].startsWith('https:'),
-    health: healthRoutes({ sql, isStopping: () => isStopping }),
-    verifier,
-    enrollment,
-    proxy,
-    auth: authRoutes({
-      auth,
-      setup,
-      audit,
-      keys,
-      readJson,
-      origin: origins[0],
-      setupLimiter: memoryRateLimiter({ perMinute: SETUP_TRIES_PER_MINUTE }),
-    }),
-    authenticate: authenticate({ auth, sql, administrators, origins }),
-    controlPlane: [
-      deviceRoutes({ sql, keys, audit, readJson, onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
-      apiKeyRoutes({ apiKeys, readJson }),
-      auditRoutes({ sql, deploymentId: keys.deploymentId }),
-    ],
-    onSeen: (deviceId, ip) => seen.note(deviceId, ip),
-    onFault,
-  });
-
-  const every = (ms: number, work: () => Promise<unknown>): NodeJS.Timeout =>
-    setInterval(() => {
-      work().catch(onFault);
-    }, ms);
-  const timers = [every(PURGE_EVERY_MS, () => replayStore.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
-
-  say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}.`);
-  for (const notice of config.notices) say(notice);
-  if (config.publicOrigin === null && !['127.0.0.1', 'localhost', '::1'].includes(config.host)) {
-    say(`It listens on ${config.host}, and accepts ${origins.join(' and ')} only: set KEYGUARD_PUBLIC_URL to the address that others use.`);
-  }
-  if (isDemo) {
-    say('No OPENAI_API_KEY: calls are answered by the built-in demo upstream, which is no language model.');
-    say(`To use the real one, run  ${COMMAND} keys add openai  or start with OPENAI_API_KEY set.`);
-  }
-  if (config.administrator !== null && (await setup.createFromEnvironment(config.administrator))) {
-    say(`The administrator ${config.administrator.email} was created from the environment.`);
-  }
-  if (!(await setup.isDone())) {
-    const code = await setup.issueCode();
-    say(['', 'There is no administrator yet. In another terminal, run', '', `    ${COMMAND} setup${port === 3000 ? '' : ` --url ${origins[0]}`}`, '', `and give it this one-time setup code:  ${code}`, ''].join('\n'));
-  }
-  log.info({ origin: origins[0] }, 'ready');
-
-  return {
-    async stop() {
-      isStopping = true;
-      for (const timer of timers) clearInterval(timer);
-      const closed = new Promise<void>((resolve) => {
-        server.close(() => resolve());
-      });
-      server.closeIdleConnections();
-      await proxy.drain(DRAIN_MS);
-      const late = setTimeout(() => server.closeAllConnections(), STOP_MS - DRAIN_MS);
-      server.closeIdleConnections();
-      await closed;
-      clearTimeout(late);
-      proxy.close();
-      await demo?.close();
-      await seen.flush().catch(onFault);
-      await database.close();
-      lock.release();
-    },
-  };
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
 }
 
 /** What a person at a terminal needs to know of an error that ends the start. */
@@ -273,42 +18,44 @@ function explain(error: unknown): string {
   const { code, port, address } = error as { code?: unknown; port?: unknown; address?: unknown };
   if (code === 'EADDRINUSE') return `Port ${port} on ${address} is in use: stop what uses it, or set PORT to another one.`;
   if (code === 'EACCES' && port !== undefined) return `This user may not listen on port ${port}: set PORT to one above 1023.`;
-  const cause = error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
-  const isOurs = error instanceof ConfigError || error instanceof NotMigratedError || ['UsageError', 'UnavailableError', 'FolderInUseError'].includes(error.name);
-  return `${isOurs ? '' : `${error.name}: `}${error.message}${isOurs ? cause : ''}`;
+  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError'].includes(error.name);
+  const cause = isOurs && error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
+  return `${isOurs ? '' : `${error.name}: `}${error.message}${cause}`;
 }
 
 async function main(): Promise<void> {
-  const say = (text: string): void => {
-    process.stdout.write(`${text}\n`);
-  };
-  let log: Logger | undefined;
-  try {
-    const config = readConfig(withDotEnv(process.env, process.cwd()), process.cwd());
-    log = createLog(config.logLevel);
-    const service = await start(config, log, say);
-    let isStopping = false;
-    for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-      process.on(signal, () => {
-        if (isStopping) process.exit(1);
-        isStopping = true;
-        say('Stopping: running calls have half a minute to end. Once more to stop at once.');
-        service.stop().then(
-          () => process.exit(0),
-          (error: unknown) => {
-            log?.error({ error: describeError(error) }, 'the stop failed');
-            process.exit(1);
-          },
-        );
-      });
-    }
-  } catch (error) {
-    process.stderr.write(`${explain(error)}\n`);
-    log?.debug({ error: describeError(error) }, 'the start failed');
-    process.exitCode = 1;
-    // Whatever is still open must not keep a process alive that serves nothing.
-    setTimeout(() => process.exit(1), 500).unref();
+  const config = readConfig(withDotEnv(process.env, process.cwd()), process.cwd());
+  const lock = await claimFolder(config.dataDir);
+  // In our own folder: whoever can write a compile cache decides what runs.
+  enableCompileCache(join(config.dataDir, 'compile-cache'));
+  const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
+  const log = createLog(config.logLevel);
+  const service = await startService({ config, log, say });
+  let isStopping = false;
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.on(signal, () => {
+      if (isStopping) process.exit(1);
+      isStopping = true;
+      say('Stopping: running calls have half a minute to end. Once more to stop at once.');
+      service.stop().then(
+        () => {
+          lock.release();
+          process.exit(0);
+        },
+        (error: unknown) => {
+          log.error({ error: describeError(error) }, 'the stop failed');
+          process.exit(1);
+        },
+      );
+    });
   }
 }
 
-await main();
+try {
+  await main();
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`);
+  process.exitCode = 1;
+  // Whatever is still open must not keep alive a process that serves nothing.
+  setTimeout(() => process.exit(1), 250).unref();
+}

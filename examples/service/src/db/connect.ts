@@ -5,7 +5,6 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import pg from 'pg';
 import { pgClient, pgliteClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
-import { lockFolder, type FolderLock } from './folder-lock.ts';
 
 export interface Database {
   readonly sql: SqlScriptClient;
@@ -17,12 +16,6 @@ export interface Database {
 const CONNECT_TIMEOUT_MS = 5000;
 const STATEMENT_TIMEOUT_MS = 10_000;
 const POOL_SIZE = 20;
-
-/** Makes `folder` (0700) and takes its lock; before anything else is opened. @throws FolderInUseError */
-export async function claimFolder(folder: string): Promise<FolderLock> {
-  await mkdir(folder, { recursive: true, mode: 0o700 });
-  return lockFolder(folder);
-}
 
 /** The embedded database of `dataDir`, whose lock the caller MUST hold. */
 export async function openEmbedded(dataDir: string): Promise<Database> {

@@ -6,7 +6,7 @@
  * when the process ends, however it ends, so `kill -9` leaves nothing behind, and there is no moment in which two processes both
  * find a stale lock and take it. It holds across containers that share the folder on one machine.
  */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import type { DatabaseSync } from 'node:sqlite';
@@ -28,10 +28,11 @@ export class FolderInUseError extends Error {
 const held = new Set<DatabaseSync>();
 
 /**
- * Takes the lock on `folder` (which exists), or throws at once.
+ * Makes `folder` (0700) where it is missing and takes its lock, or throws at once; before anything else is opened.
  * @throws FolderInUseError
  */
-export async function lockFolder(folder: string): Promise<FolderLock> {
+export async function claimFolder(folder: string): Promise<FolderLock> {
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
   const { DatabaseSync } = await quietly(() => import('node:sqlite'));
   const database = new DatabaseSync(join(folder, LOCK_FILE), { timeout: 0 });
   try {
