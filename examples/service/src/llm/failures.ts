@@ -21,20 +21,52 @@ interface Row {
 }
 
 const FAILURES = {
-  route_unknown: { status: 404, shouldRetry: false, message: 'KeyGuard knows no such route: the path must begin exactly as the documentation spells it.' },
-  method_not_allowed: { status: 405, shouldRetry: false, message: 'KeyGuard hands on GET, HEAD, POST, PUT, PATCH and DELETE only.' },
+  route_unknown: {
+    status: 404,
+    shouldRetry: false,
+    message: 'KeyGuard knows no such route: the path must begin exactly as the documentation spells it.',
+  },
+  method_not_allowed: {
+    status: 405,
+    shouldRetry: false,
+    message: 'KeyGuard hands on GET, HEAD, POST, PUT, PATCH and DELETE only.',
+  },
   provider_key_missing: { status: 403, shouldRetry: false, message: 'This device may use no key of this provider.' },
-  service_unavailable: { status: 503, retryAfterSeconds: 1, message: 'KeyGuard cannot decide right now, so nothing was sent to the provider. Try again shortly.' },
+  service_unavailable: {
+    status: 503,
+    retryAfterSeconds: 1,
+    message: 'KeyGuard cannot decide right now, so nothing was sent to the provider. Try again shortly.',
+  },
   service_stopping: { status: 503, retryAfterSeconds: 1, message: 'This KeyGuard server is stopping. Try again.' },
-  device_cut_off: { status: 403, shouldRetry: false, message: 'This device may no longer call, so its running call was ended.' },
-  internal_error: { status: 500, shouldRetry: false, message: 'KeyGuard failed on this request; its operator finds the reason in the log.' },
+  device_cut_off: {
+    status: 403,
+    shouldRetry: false,
+    message: 'This device may no longer call, so its running call was ended.',
+  },
+  internal_error: {
+    status: 500,
+    shouldRetry: false,
+    message: 'KeyGuard failed on this request; its operator finds the reason in the log.',
+  },
   upstream_unreachable: { status: 502, message: 'The provider could not be reached.' },
   upstream_timeout: { status: 504, message: 'The provider did not answer in time.' },
   upstream_broken: { status: 502, message: 'The provider broke off its answer before the end.' },
-  upstream_redirect: { status: 502, shouldRetry: false, message: 'The provider answered with a redirect, which KeyGuard never follows: the operator must correct the base URL.' },
+  upstream_redirect: {
+    status: 502,
+    shouldRetry: false,
+    message: 'The provider answered with a redirect, which KeyGuard never follows: the operator must correct the base URL.',
+  },
   upstream_invalid: { status: 502, shouldRetry: false, message: 'The provider answered in a form that KeyGuard does not hand on.' },
-  upstream_key_refused: { status: 502, shouldRetry: false, message: "The provider refused KeyGuard's own key for it: an administrator must replace that key." },
-  upstream_event_too_long: { status: 502, shouldRetry: false, message: 'The provider sent an event that is longer than KeyGuard hands on.' },
+  upstream_key_refused: {
+    status: 502,
+    shouldRetry: false,
+    message: "The provider refused KeyGuard's own key for it: an administrator must replace that key.",
+  },
+  upstream_event_too_long: {
+    status: 502,
+    shouldRetry: false,
+    message: 'The provider sent an event that is longer than KeyGuard hands on.',
+  },
   call_too_long: { status: 504, shouldRetry: false, message: 'The call ran longer than this KeyGuard server allows.' },
 } as const satisfies Record<string, Row>;
 

@@ -168,28 +168,30 @@ function forwardOne(
     return recorded;
   };
 
+  const endWithFailure = async (code: FailureCode): Promise<void> => {
+    const failed = failure(code);
+    await settle(code, response.headersSent ? response.statusCode : failed.status);
+    if (response.destroyed) return;
+    waitFor(limits.idleTimeoutMs, () => response.destroy());
+    if (!response.headersSent) sendFailure(response, provider, failed);
+    else if (gate === undefined) response.destroy();
+    else response.end((gate.torn ? '\n\n' : '') + provider.errorEvent(rest, failed));
+  };
+
   const fail = (code: FailureCode): void => {
     if (recorded !== undefined) return;
-    const failed = failure(code);
-    void settle(code, response.headersSent ? response.statusCode : failed.status).then(() => {
-      if (response.destroyed) return;
-      waitFor(limits.idleTimeoutMs, () => response.destroy());
-      if (!response.headersSent) sendFailure(response, provider, failed);
-      else if (gate === undefined) response.destroy();
-      else response.end((gate.torn ? '\n\n' : '') + provider.errorEvent(rest, failed));
-    });
+    void endWithFailure(code);
     // Not after the record: the upstream must stop working for nobody at once.
     outgoing.destroy();
   };
 
-  const complete = (): void => {
+  const complete = async (): Promise<void> => {
     if (recorded !== undefined) return;
     for (const held of gate?.rest() ?? []) handOn(held);
-    void settle('completed', response.statusCode).then(() => {
-      if (response.destroyed) return;
-      waitFor(limits.idleTimeoutMs, () => response.destroy());
-      response.end();
-    });
+    await settle('completed', response.statusCode);
+    if (response.destroyed) return;
+    waitFor(limits.idleTimeoutMs, () => response.destroy());
+    response.end();
   };
 
   const handOn = (bytes: Buffer): void => {
@@ -232,7 +234,7 @@ function forwardOne(
       })
       .on('end', () => {
         if (isCutShort(answer, gate, provider.lastEvent(rest))) fail('upstream_broken');
-        else complete();
+        else void complete();
       });
     response.on('drain', () => {
       if (recorded === undefined) patience.refresh();

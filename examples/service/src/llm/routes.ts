@@ -65,6 +65,14 @@ interface RunningCall {
   end: (code: FailureCode) => void;
 }
 
+/** A verified request that has a route, and its response. */
+interface Exchange {
+  readonly verified: VerifiedRequest;
+  readonly route: ProviderRoute;
+  readonly request: Request;
+  readonly response: Response;
+}
+
 // TRACE among others stays out: it would have the upstream repeat the provider key to the client.
 const METHODS: ReadonlySet<string> = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE']);
 const LAST_WORDS_MS = 1000;
@@ -83,7 +91,8 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
   const append = (event: CallEvent): Promise<unknown> => answered('audit', limits.seamTimeoutMs, () => audit(event));
 
   /** Answers the call; resolves when its response is closed and its ending recorded. */
-  async function serve(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response, control: RunningCall): Promise<void> {
+  async function serve(exchange: Exchange, control: RunningCall): Promise<void> {
+    const { verified, route, request, response } = exchange;
     const { provider } = route;
     const { device, method, path } = verified;
     const call: Call = { callId: randomUUID(), device, provider: provider.name, method, path, startedAtMs: clock.nowMs() };
@@ -131,9 +140,10 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
   }
 
   /** Serves, and turns whatever goes wrong into an answer; never rejects. */
-  async function serveOrFail(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response, control: RunningCall): Promise<void> {
+  async function serveOrFail(exchange: Exchange, control: RunningCall): Promise<void> {
+    const { route, response } = exchange;
     try {
-      await serve(verified, route, request, response, control);
+      await serve(exchange, control);
     } catch (error) {
       onFault(error);
       if (response.headersSent) response.destroy();
@@ -145,10 +155,11 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     }
   }
 
-  function handle(verified: VerifiedRequest, route: ProviderRoute, request: Request, response: Response): Promise<void> {
+  function handle(exchange: Exchange): Promise<void> {
+    const { verified, response } = exchange;
     const control: RunningCall = { deviceId: verified.device.deviceId, response, done: Promise.resolve(), end: () => {} };
     running.add(control);
-    control.done = serveOrFail(verified, route, request, response, control);
+    control.done = serveOrFail(exchange, control);
     return control.done;
   }
 
@@ -162,7 +173,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
         response.setHeader('connection', 'close');
         sendFailure(response, dialect, failure('service_stopping'));
       } else if (route === null) sendFailure(response, dialect, failure('route_unknown'));
-      else return handle(verified, route, request, response);
+      else return handle({ verified, route, request, response });
     },
 
     sendRejection,

@@ -91,6 +91,6 @@ describe('the demo upstream by itself', () => {
     expect(other.apiKey).not.toBe(demo.apiKey);
     expect(other.apiKey.length).toBeGreaterThan(40);
     await other.close();
-    await expect(fetch(`http://${other.upstream.authority}/v1/models`)).rejects.toThrow();
+    await expect(fetch(`http://${other.upstream.authority}/v1/models`)).rejects.toThrow('fetch failed');
   });
 });

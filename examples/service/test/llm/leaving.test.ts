@@ -95,7 +95,7 @@ describe('a client that leaves', () => {
       const call = waiting.client.fetch(`http://${waiting.authority}/v1/chat/completions`, { method: 'POST', body: '{}', signal: controller.signal });
       await until(() => waiting.proxy.usage().runningCalls === 1);
       controller.abort();
-      await expect(call).rejects.toThrow();
+      await expect(call).rejects.toThrow(/abort/i);
       await until(async () => (await connections(waiting.server)) === 0);
       release();
       await until(() => waiting.proxy.usage().runningCalls === 0);

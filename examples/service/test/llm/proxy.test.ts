@@ -1,6 +1,6 @@
 import { once } from 'node:events';
 import http from 'node:http';
-import { APIError, AuthenticationError, InternalServerError, PermissionDeniedError } from 'openai';
+import { type APIError, AuthenticationError, InternalServerError, PermissionDeniedError } from 'openai';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { callAuditEntry, type CallEvent } from '../../src/llm/call-events.ts';
 import { openaiUpstream } from '../../src/llm/openai.ts';
@@ -102,6 +102,20 @@ describe('a call through the official SDK', () => {
       'user-agent': 'keyguard',
     });
     expect(fake.received()).not.toContain('sk-client');
+  });
+
+  it('keeps signed headers that are not the provider\'s from it', async () => {
+    const { fake, stage } = await given(answerCompletion);
+    const covered = ['anthropic-beta', 'anthropic-version', 'openai-beta', 'x-keyguard-challenge', 'x-keyguard-credential', 'x-keyguard-token'];
+    expect(await stage.send({ target: '/proxy/openai/v1/x', body: '{}', covered: covered.map((name) => [name, `${name}-value`]) })).toMatch(/^HTTP\/1\.1 200 /);
+    expect(Object.keys(fake.requests[0]!.headers).toSorted()).toEqual(['accept', 'accept-encoding', 'authorization', 'connection', 'content-length', 'content-type', 'host', 'openai-beta', 'user-agent']);
+  });
+
+  it('uses a connection to the provider again', async () => {
+    const { fake, stage } = await given(answerCompletion);
+    for (let i = 0; i < 3; i += 1) await stage.openai().chat.completions.create(PLAIN);
+    expect(new Set(fake.requests.map(({ socket }) => socket.remotePort)).size).toBe(1);
+    expect(stage.proxy.usage()).toEqual({ runningCalls: 0, upstreamSockets: 0, keptSockets: 1 });
   });
 
   it('hands path, query and body on untouched', async () => {
@@ -341,6 +355,21 @@ describe('what an upstream may do wrong', () => {
     const error = await caught(stage.openai().chat.completions.create(PLAIN));
     expect(error).toMatchObject({ status: 502, code: 'upstream_broken' });
     expect(JSON.stringify(error)).not.toContain(PROVIDER_KEY);
+  });
+
+  it('puts any byte into a header: an answer or a refusal, and the service lives', async () => {
+    let byte = 0;
+    const raw = await startRawUpstream((socket) => {
+      socket.end(Buffer.concat([Buffer.from('HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-request-id: a'), Buffer.of(byte), Buffer.from('b\r\n\r\n')]));
+    });
+    closing.push(raw.close);
+    const { stage } = await given(answerCompletion, { upstream: raw.upstream });
+    for (byte = 0; byte < 256; byte += 1) {
+      const answer = await stage.send({ target: '/proxy/openai/v1/models', method: 'GET' });
+      expect(answer).toMatch(/^HTTP\/1\.1 (?:200 OK|502 Bad Gateway)\r\n/);
+      if (answer.startsWith('HTTP/1.1 200')) expect(answer).toContain(`x-request-id: a${String.fromCharCode(byte)}b\r\n`);
+    }
+    expect(stage.faults).toEqual([]);
   });
 
   it('is not there', async () => {
