@@ -281,7 +281,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       await as('kg_app', 'alice', async (tx) => {
         expect(await asRole(tx, 'kg_verifier', who)).toEqual({ role: 'kg_verifier', user_id: '' });
         expect(await who(tx)).toEqual({ role: 'kg_app', user_id: 'alice' });
-        await expect(asRole(tx, 'kg_auth', (inner) => inner.query('SELECT 1/0'))).rejects.toThrow();
+        await expect(asRole(tx, 'kg_auth', (inner) => inner.query('SELECT 1/0'))).rejects.toThrow(/division by zero/);
         expect(await who(tx)).toEqual({ role: 'kg_app', user_id: 'alice' });
       });
     });

@@ -251,7 +251,7 @@ export async function callAsRole<Row>(sql: Sql, role: KeyguardRole, text: string
 
 const SQLSTATE = /^[0-9A-Z]{5}$/;
 // Classes whose messages name tables, constraints, roles and connections, but no value: others quote what they could not read.
-const VALUELESS_CLASSES = ['08', '23', '25', '28', '40', '42', '53', '55', '57'];
+const VALUELESS_CLASSES: ReadonlySet<string> = new Set(['08', '23', '25', '28', '40', '42', '53', '55', '57']);
 
 /**
  * What a database said, without what it quotes: the detail and the parameters of a driver's error carry values of rows, and so
@@ -260,21 +260,21 @@ const VALUELESS_CLASSES = ['08', '23', '25', '28', '40', '42', '53', '55', '57']
 function quiet(error: unknown): Error {
   const { code } = (error ?? {}) as { code?: unknown };
   if (typeof code === 'string' && SQLSTATE.test(code)) {
-    const said = error instanceof Error && VALUELESS_CLASSES.includes(code.slice(0, 2)) ? `: ${error.message}` : '';
+    const said = error instanceof Error && VALUELESS_CLASSES.has(code.slice(0, 2)) ? `: ${error.message}` : '';
     return Object.assign(new Error(`SQLSTATE ${code}${said}`), { code });
   }
   const plain = new Error(error instanceof Error ? error.message : 'The driver threw something that is not an Error.');
   return typeof code === 'string' ? Object.assign(plain, { code }) : plain;
 }
 
-const OURS = ['UsageError', 'RejectedError', 'UnavailableError'];
+const OURS: ReadonlySet<string> = new Set(['UsageError', 'RejectedError', 'UnavailableError']);
 
 /** `work`, with every failure of the database turned into an `UnavailableError` of `seam`. */
 export async function guarded<T>(seam: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
-    if (error instanceof Error && OURS.includes(error.name)) throw error;
+    if (error instanceof Error && OURS.has(error.name)) throw error;
     throw new UnavailableError(seam, 'The database did not do what was asked of it.', { cause: quiet(error) });
   }
 }

@@ -69,12 +69,13 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
       });
       await counting;
     }
+    // In one step: between the two another caller could count the table and see this claim nowhere.
     room -= 1;
+    underWay += 1;
   }
 
   async function claimWithin(limit: number, ...pair: Parameters<ReplayStore['claim']>): Promise<boolean> {
     await takeRoom(limit);
-    underWay += 1;
     try {
       return await claim(...pair);
     } finally {
