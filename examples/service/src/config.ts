@@ -63,7 +63,7 @@ const NOT_YET: Readonly<Record<string, string>> = {
   SENTRY_DSN: 'Sentry is not supported by this version: errors are in the log. Remove it',
 };
 // Commonly set on a developer's machine for other programs: not a fault, but not silence either.
-const OTHER_PROVIDERS = ['ANTHROPIC_API_KEY', 'GOOGLE_API_KEY', 'AZURE_OPENAI_API_KEY'];
+const OTHER_PROVIDERS: ReadonlySet<string> = new Set(['ANTHROPIC_API_KEY', 'GOOGLE_API_KEY', 'AZURE_OPENAI_API_KEY']);
 // Kubernetes sets these for services called "keyguard" or "keyguard-…".
 const SET_BY_CLUSTER = /^KEYGUARD_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_[0-9]+_.*)?)$/;
 // The command line's own, and the tests'.
@@ -206,7 +206,7 @@ export function readConfig(environment: Environment, folder: string): Config {
   const env = parsed.data;
   const dataDir = resolve(folder, env.KEYGUARD_DATA_DIR ?? 'data');
   const notices = set
-    .filter(([name]) => OTHER_PROVIDERS.includes(name))
+    .filter(([name]) => OTHER_PROVIDERS.has(name))
     .map(([name]) => `${name} is set, and this version hands on to OpenAI only: it is not read.`);
   return {
     port: env.PORT,

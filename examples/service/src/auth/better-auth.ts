@@ -4,7 +4,8 @@
  * session nor a JWT.
  */
 import { betterAuth } from 'better-auth';
-import { bearer, jwt } from 'better-auth/plugins';
+import { bearer } from 'better-auth/plugins/bearer';
+import { jwt } from 'better-auth/plugins/jwt';
 import { UnavailableError } from '@keyguard/core/errors';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';

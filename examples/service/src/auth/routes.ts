@@ -63,7 +63,7 @@ export function authRoutes(options: AuthRoutesOptions): Router {
     const entry = signInEntry(answer, json, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
     if (entry !== null) await audit.record(entry);
     // The token in the body is the stored one, which opens nothing; the bearer is in the header.
-    send(request, response, answer, answer.ok ? { user: json['user'] } : json);
+    send(request, response, answer, answer.ok ? { user: userJson(json) } : json);
   });
 
   router.post(`${AUTH_PATH}/sign-out`, noBody, async (request, response) => {
@@ -74,10 +74,11 @@ export function authRoutes(options: AuthRoutesOptions): Router {
   });
 
   router.post(`${AUTH_PATH}/change-password`, async (request, response) => {
-    const body = changePasswordBody.parse(await readJson(request));
-    const answer = await ask(request, '/change-password', body);
+    const { current_password: currentPassword, new_password: newPassword } = changePasswordBody.parse(await readJson(request));
+    // Whoever knew the old password may be signed in somewhere.
+    const answer = await ask(request, '/change-password', { currentPassword, newPassword, revokeOtherSessions: true });
     const json = await readAnswer(answer);
-    const user = json['user'] as { id?: string } | undefined;
+    const user = userJson(json);
     if (answer.ok) await audit.record({ action: 'auth.change_password', outcome: 'success', actor: `user:${user?.id}` });
     send(request, response, answer, answer.ok ? { user } : json);
   });
@@ -91,7 +92,8 @@ export function authRoutes(options: AuthRoutesOptions): Router {
     const answer = await ask(request, '/get-session');
     const json = await readAnswer(answer);
     const session = json['session'] as { id: string; expiresAt: string } | undefined;
-    send(request, response, answer, answer.ok && session !== undefined ? { user: json['user'], session: { id: session.id, expires_at: session.expiresAt } } : json);
+    if (answer.ok && session === undefined) throw new HttpProblem('not_authenticated', 'Sign in first.');
+    send(request, response, answer, session === undefined ? json : { user: userJson(json), session: { id: session.id, expires_at: session.expiresAt } });
   });
 
   router.get(`${AUTH_PATH}/token`, async (request, response) => {
@@ -123,12 +125,17 @@ async function readAnswer(answer: globalThis.Response): Promise<Record<string, u
   }
 }
 
+function userJson(json: Record<string, unknown>): { readonly id: string; readonly email: string; readonly name: string } | null {
+  const user = json['user'] as { id: string; email: string; name: string } | null | undefined;
+  return user === null || user === undefined ? null : { id: user.id, email: user.email, name: user.name };
+}
+
 /** `null` for what is not written down: the flood of one address. */
 function signInEntry(answer: globalThis.Response, json: Record<string, unknown>, account: string): AuditEntry | null {
   if (answer.status === 429 || answer.status >= 500) return null;
-  const { id } = (json['user'] ?? {}) as { id?: string };
-  return answer.ok && id !== undefined
-    ? { action: 'auth.sign_in', outcome: 'success', actor: `user:${id}`, account }
+  const user = userJson(json);
+  return answer.ok && user !== null
+    ? { action: 'auth.sign_in', outcome: 'success', actor: `user:${user.id}`, account }
     : { action: 'auth.sign_in', outcome: 'refused', actor: 'unknown', account };
 }
 

@@ -18,11 +18,9 @@ export const setupBody = z.strictObject({
 export const signInBody = z.strictObject({
   email: z.string().max(254),
   password: z.string().max(1024),
-  rememberMe: z.boolean().optional(),
 });
 
 export const changePasswordBody = z.strictObject({
-  currentPassword: z.string().max(1024),
-  newPassword,
-  revokeOtherSessions: z.boolean().optional(),
+  current_password: z.string().max(1024),
+  new_password: newPassword,
 });

@@ -1,0 +1,92 @@
+/** The control plane as the terminal command sees it: HTTP, and nothing else. */
+import { CommandError } from './terminal.ts';
+import type { SessionFile } from './session-file.ts';
+
+export const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
+
+export type Json = Readonly<Record<string, unknown>>;
+
+export interface Answer {
+  readonly json: Json;
+  readonly headers: Headers;
+}
+
+export interface Api {
+  readonly origin: string;
+  /** As nobody. @throws CommandError in words that say what to do */
+  send(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
+  /** As who is signed in. */
+  sendSigned(method: 'GET' | 'POST', path: string, body?: Json): Promise<Json>;
+  /** All pages of a list, up to `limit` rows. */
+  list(path: string, limit: number): Promise<readonly Json[]>;
+}
+
+/** @throws CommandError for what is no origin */
+export function originOf(url: string): string {
+  try {
+    const parsed = new URL(url);
+    if (/^https?:$/.test(parsed.protocol) && parsed.pathname === '/' && parsed.search === '') return parsed.origin;
+  } catch {
+    // Below.
+  }
+  throw new CommandError(`"${url}" is not the address of a server, such as http://localhost:3000.`);
+}
+
+export function createApi(origin: string, sessions: SessionFile): Api {
+  async function send(method: string, path: string, body?: Json, token?: string): Promise<Answer> {
+    const headers: Record<string, string> = { accept: 'application/json' };
+    if (token !== undefined) headers['authorization'] = `Bearer ${token}`;
+    if (body !== undefined) headers['content-type'] = 'application/json';
+    let response: Response;
+    try {
+      response = await fetch(origin + path, { method, headers, redirect: 'error', ...(body !== undefined && { body: JSON.stringify(body) }) });
+    } catch (cause) {
+      const message = `KeyGuard does not answer at ${origin}. Is it running? Start it with  npx -y pnpm@12.21.0 start  or name its address with --url.`;
+      throw new CommandError(message, { cause });
+    }
+    const json = await readJson(response);
+    if (response.ok) return { json, headers: response.headers };
+    throw refusal(response, json, token !== undefined);
+  }
+
+  async function sendSigned(method: string, path: string, body?: Json): Promise<Json> {
+    const session = await sessions.read(origin);
+    if (session === null) throw new CommandError(`You are not signed in at ${origin}. Run  ${COMMAND} login  first.`);
+    return (await send(method, path, body, session.token)).json;
+  }
+
+  return {
+    origin,
+    send,
+    sendSigned,
+    async list(path, limit) {
+      const rows: Json[] = [];
+      let cursor: string | null = null;
+      do {
+        const query = new URLSearchParams({ limit: String(Math.min(200, limit - rows.length)) });
+        if (cursor !== null) query.set('cursor', cursor);
+        const page = await sendSigned('GET', `${path}${path.includes('?') ? '&' : '?'}${query}`);
+        rows.push(...(page['data'] as Json[]));
+        cursor = page['next_cursor'] as string | null;
+      } while (cursor !== null && rows.length < limit);
+      return rows;
+    },
+  };
+}
+
+async function readJson(response: Response): Promise<Json> {
+  try {
+    const value: unknown = await response.json();
+    return typeof value === 'object' && value !== null ? (value as Json) : {};
+  } catch {
+    return {};
+  }
+}
+
+function refusal(response: Response, json: Json, isSigned: boolean): CommandError {
+  const detail = typeof json['detail'] === 'string' ? json['detail'] : `The server answered ${response.status}: is it a KeyGuard?`;
+  const id = response.status >= 500 && typeof json['request_id'] === 'string' ? ` (${json['request_id']})` : '';
+  if (response.status === 401 && isSigned) return new CommandError(`Your session has ended. Run  ${COMMAND} login  again.`);
+  if (json['code'] === 'setup_complete') return new CommandError(`${detail} Run  ${COMMAND} login`);
+  return new CommandError(detail + id);
+}

@@ -1,0 +1,281 @@
+/**
+ * The terminal command: sets up, signs in, and administers devices, codes and provider keys. It talks HTTP to the service and to
+ * nothing else, so it works against a remote one as well.
+ */
+import { Command, InvalidArgumentError } from 'commander';
+import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
+import { sessionFile } from './session-file.ts';
+import { ask, askSecret, CommandError, confirm, print, printJson, remark, table, when } from './terminal.ts';
+
+const DEFAULT_URL = 'http://localhost:3000';
+const KEY_CHARACTERS = 12;
+
+const sessions = sessionFile(process.env);
+const program = new Command('keyguard');
+
+interface GlobalOptions {
+  readonly url?: string;
+  readonly json?: boolean;
+}
+
+function api(): Api {
+  return createApi(originOf(program.opts<GlobalOptions>().url ?? process.env['KEYGUARD_URL'] ?? DEFAULT_URL), sessions);
+}
+
+/** Prints for a program with `--json`, for a person else. */
+function show(value: unknown, text: () => string): void {
+  if (program.opts<GlobalOptions>().json === true) printJson(value);
+  else print(text());
+}
+
+const text = (value: unknown): string | null => (typeof value === 'string' || typeof value === 'number' ? String(value) : null);
+
+function wholeNumber(given: string): number {
+  if (!/^[1-9][0-9]{0,8}$/.test(given)) throw new InvalidArgumentError('It must be a whole number, at least 1.');
+  return Number(given);
+}
+
+const UNIT_SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
+
+function duration(given: string): number {
+  const [, count, unit] = /^([1-9][0-9]{0,5})([smhd])$/.exec(given) ?? [];
+  if (count === undefined || unit === undefined) throw new InvalidArgumentError('Give a number and a unit: 90s, 15m, 12h or 7d.');
+  return Number(count) * UNIT_SECONDS[unit]!;
+}
+
+const path = (...parts: readonly string[]): string => `/api/${parts.map(encodeURIComponent).join('/')}`;
+
+async function signIn(server: Api, email: string, password: string): Promise<void> {
+  const { headers, json } = await server.send('POST', '/api/auth/sign-in/email', { email, password });
+  const token = headers.get('set-auth-token');
+  if (token === null) throw new CommandError('The server gave no session: is it a KeyGuard?');
+  await sessions.write(server.origin, { email, token });
+  show(json, () => `Signed in at ${server.origin} as ${email}.`);
+}
+
+program
+  .description('Administers a KeyGuard service.')
+  .option('--url <address>', `the address of the service (default: $KEYGUARD_URL, or ${DEFAULT_URL})`)
+  .option('--json', 'print JSON, for programs')
+  .showHelpAfterError('(add --help to see what there is)');
+
+program
+  .command('setup')
+  .description('make the first administrator, with the one-time code that the service printed at its start')
+  .option('--code <code>', 'the setup code (or $KEYGUARD_SETUP_CODE)')
+  .option('--email <email>', 'your e-mail address (or $KEYGUARD_EMAIL)')
+  .addHelpText('after', '\nThe password is asked for, taken from $KEYGUARD_PASSWORD, or read from a pipe.')
+  .action(async (options: { code?: string; email?: string }) => {
+    const server = api();
+    const code = options.code ?? process.env['KEYGUARD_SETUP_CODE'] ?? (await ask('Setup code'));
+    const email = options.email ?? process.env['KEYGUARD_EMAIL'] ?? (await ask('E-mail address'));
+    const password = process.env['KEYGUARD_PASSWORD'] ?? (await askNewPassword());
+    await server.send('POST', '/api/setup', { code, email, password });
+    remark(`The administrator ${email} was created.`);
+    await signIn(server, email, password);
+    remark(`Next, make a code for your first device:  ${COMMAND} codes create`);
+  });
+
+async function askNewPassword(): Promise<string> {
+  const password = await askSecret('Password, at least 12 characters');
+  if (process.stdin.isTTY && (await askSecret('The same again')) !== password) throw new CommandError('The two passwords are not the same.');
+  return password;
+}
+
+program
+  .command('login')
+  .description('sign in; the session is kept for a day')
+  .option('--email <email>', 'your e-mail address (or $KEYGUARD_EMAIL)')
+  .addHelpText('after', '\nThe password is asked for, taken from $KEYGUARD_PASSWORD, or read from a pipe.')
+  .action(async (options: { email?: string }) => {
+    const email = options.email ?? process.env['KEYGUARD_EMAIL'] ?? (await ask('E-mail address'));
+    await signIn(api(), email, process.env['KEYGUARD_PASSWORD'] ?? (await askSecret('Password')));
+  });
+
+program
+  .command('logout')
+  .description('end the session, here and on the server')
+  .action(async () => {
+    const server = api();
+    if ((await sessions.read(server.origin)) === null) throw new CommandError(`You are not signed in at ${server.origin}.`);
+    try {
+      await server.sendSigned('POST', '/api/auth/sign-out', {});
+    } finally {
+      await sessions.write(server.origin, null);
+    }
+    show({ signed_out: true }, () => 'Signed out.');
+  });
+
+const codes = program.command('codes').description('the codes with which devices enroll');
+
+codes
+  .command('create')
+  .description('make a code; it is shown once')
+  .option('--label <text>', 'what to call the devices that use it')
+  .option('--max-uses <count>', 'how many devices may use it', wholeNumber, 1)
+  .option('--expires <time>', 'for how long it is good, such as 15m, 12h or 7d', duration, 900)
+  .option('--no-auto-approve', 'its devices wait until they are approved')
+  .action(async (options: { label?: string; maxUses: number; expires: number; autoApprove: boolean }) => {
+    const created = await api().sendSigned('POST', path('enrollment-codes'), {
+      ...(options.label !== undefined && { label: options.label }),
+      max_uses: options.maxUses,
+      expires_in_s: options.expires,
+      auto_approve: options.autoApprove,
+    });
+    show(created, () => {
+      const uses = created['max_uses'] === 1 ? 'one device' : `${String(created['max_uses'])} devices`;
+      const waits = created['auto_approve'] === true ? '' : `\nIts devices wait for  ${COMMAND} devices approve <id>`;
+      return `${String(created['code'])}\n\nFor ${uses}, until ${when(created['expires_at'])}. It is not shown again.${waits}`;
+    });
+  });
+
+codes
+  .command('list')
+  .description('list codes, newest first')
+  .option('--limit <count>', 'at most so many', wholeNumber, 50)
+  .action(async ({ limit }: { limit: number }) => {
+    const rows = await api().list(path('enrollment-codes'), limit);
+    show(rows, () =>
+      rows.length === 0
+        ? `No codes yet:  ${COMMAND} codes create`
+        : table(
+            ['ID', 'LABEL', 'USED', 'APPROVES', 'EXPIRES', 'REVOKED'],
+            rows.map((row) => [text(row['id']), text(row['label']), `${String(row['uses'])} of ${String(row['max_uses'])}`,
+              row['auto_approve'] === true ? 'at once' : 'later', when(row['expires_at']), when(row['revoked_at'])]),
+          ),
+    );
+  });
+
+codes
+  .command('revoke')
+  .description('make a code worthless')
+  .argument('<id>')
+  .action(async (id: string) => {
+    await api().sendSigned('POST', path('enrollment-codes', id, 'revoke'), {});
+    show({ id, revoked: true }, () => 'The code is worthless now. Devices that used it stay as they are.');
+  });
+
+const devices = program.command('devices').description('the devices that may, or may not, call');
+
+devices
+  .command('list')
+  .description('list devices, newest first')
+  .option('--status <status>', 'only pending, active, suspended or revoked ones')
+  .option('--limit <count>', 'at most so many', wholeNumber, 50)
+  .action(async ({ status, limit }: { status?: string; limit: number }) => {
+    const rows = await api().list(status === undefined ? path('devices') : `${path('devices')}?${new URLSearchParams({ status })}`, limit);
+    show(rows, () =>
+      rows.length === 0
+        ? `No devices. A device needs a code:  ${COMMAND} codes create`
+        : table(
+            ['ID', 'LABEL', 'STATUS', 'KEY', 'LAST SEEN', 'ENROLLED'],
+            rows.map((row) => [text(row['id']), text(row['label']), statusOf(row), keyOf(row), when(row['last_seen_at']), when(row['created_at'])]),
+          ),
+    );
+  });
+
+devices
+  .command('show')
+  .description('all about one device')
+  .argument('<id>')
+  .action(async (id: string) => {
+    const device = await api().sendSigned('GET', path('devices', id));
+    show(device, () => table(['FIELD', 'VALUE'], Object.entries(device).map(([name, value]) => [name, Array.isArray(value) ? value.join(', ') : value === null ? null : String(value)])));
+  });
+
+const statusOf = (device: Json): string => (device['intact'] === false ? `${String(device['status'])} (changed!)` : String(device['status']));
+const keyOf = (device: Json): string => String(device['key_id'] ?? '-').slice(0, KEY_CHARACTERS);
+
+devices
+  .command('approve')
+  .description('let a pending device in, after comparing its key')
+  .argument('<id>')
+  .option('--yes', 'do not ask')
+  .action(async (id: string, { yes = false }: { yes?: boolean }) => {
+    const server = api();
+    if (!yes) {
+      const device = await server.sendSigned('GET', path('devices', id));
+      if (!(await confirm(`Does the device itself show a key that begins with ${keyOf(device)}?`))) throw new CommandError('Not approved.');
+    }
+    move(await server.sendSigned('POST', path('devices', id, 'approve'), {}));
+  });
+
+for (const [name, description] of [
+  ['suspend', 'stop a device for now; its running calls end'],
+  ['resume', 'let a suspended device call again'],
+  ['revoke', 'stop a device for good; its running calls end'],
+] as const) {
+  devices
+    .command(name)
+    .description(description)
+    .argument('<id>')
+    .action(async (id: string) => move(await api().sendSigned('POST', path('devices', id, name), {})));
+}
+
+function move(device: Json): void {
+  show(device, () => `${text(device['label']) ?? String(device['id'])} (key ${keyOf(device)}…) is ${String(device['status'])} now.`);
+}
+
+const keys = program.command('keys').description('the provider keys that devices use and never see');
+
+keys
+  .command('add')
+  .description('store a provider key and use it from now on; its value is asked for, or read from a pipe')
+  .argument('<provider>', 'for instance openai')
+  .option('--name <text>', 'what to call it')
+  .action(async (provider: string, { name }: { name?: string }) => {
+    const server = api();
+    // Before the secret is asked for, so that nobody pastes one for nothing.
+    await server.sendSigned('GET', `${path('api-keys')}?limit=1`);
+    const value = await askSecret(`The ${provider} key`);
+    const stored = await server.sendSigned('POST', path('api-keys'), { provider, value, ...(name !== undefined && { name }) });
+    show(stored, () => `Stored. Devices use the ${provider} key that ends in ${String(stored['last4'])} from now on.`);
+  });
+
+keys
+  .command('list')
+  .description('list provider keys, newest first')
+  .option('--limit <count>', 'at most so many', wholeNumber, 50)
+  .action(async ({ limit }: { limit: number }) => {
+    const rows = await api().list(path('api-keys'), limit);
+    show(rows, () =>
+      rows.length === 0
+        ? `No provider keys yet:  ${COMMAND} keys add openai`
+        : table(
+            ['ID', 'PROVIDER', 'NAME', 'ENDS IN', 'STATE', 'STORED'],
+            rows.map((row) => [text(row['id']), text(row['provider']), text(row['name']), text(row['last4']),
+              row['is_active'] === true ? (row['is_default'] === true ? 'in use' : 'kept') : 'revoked', when(row['created_at'])]),
+          ),
+    );
+  });
+
+keys
+  .command('revoke')
+  .description('never use a provider key again')
+  .argument('<id>')
+  .action(async (id: string) => {
+    const revoked = await api().sendSigned('POST', path('api-keys', id, 'revoke'), {});
+    show(revoked, () => `Revoked. Take it back at ${String(revoked['provider'])} as well: whoever has a copy can still use it there.`);
+  });
+
+program
+  .command('audit')
+  .description('the audit log, newest first')
+  .option('--limit <count>', 'at most so many', wholeNumber, 50)
+  .action(async ({ limit }: { limit: number }) => {
+    const rows = await api().list(path('audit'), limit);
+    show(rows, () =>
+      table(
+        ['SEQ', 'TIME', 'ACTION', 'OUTCOME', 'ACTOR', 'RESOURCE', 'DETAIL'],
+        rows.map((row) => [text(row['seq']), when(row['ts']), text(row['action']), text(row['outcome']), text(row['actor']), text(row['resource']), text(row['code'])]),
+      ),
+    );
+  });
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommandError)) throw error;
+  remark(error.message);
+  process.exitCode = 1;
+}
