@@ -213,7 +213,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       audit,
       keys,
       readJson,
-      origin: origins[0],
+      origins,
       setupLimiter: memoryRateLimiter({ perMinute: SETUP_TRIES_PER_MINUTE }),
     }),
     authenticate: authenticate({ auth, sql, administrators, origins }),

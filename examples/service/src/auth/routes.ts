@@ -14,7 +14,9 @@ import { ADDRESS_HEADER, AUTH_PATH, sessionOf, type Auth } from './better-auth.t
 import { changePasswordBody, setupBody, signInBody } from './schema.ts';
 import type { Setup } from './setup.ts';
 
-const HEADERS = ['authorization', 'cookie', 'origin', 'referer', 'user-agent', 'sec-fetch-site', 'sec-fetch-mode', 'sec-fetch-dest'] as const;
+const HEADERS = ['authorization', 'cookie', 'user-agent'] as const;
+// What a browser says of a page of ours, and of a person who typed the address.
+const OWN_SITES: ReadonlySet<string> = new Set(['same-origin', 'none']);
 
 export interface AuthRoutesOptions {
   readonly auth: Auth;
@@ -22,14 +24,16 @@ export interface AuthRoutesOptions {
   readonly audit: AuditLog;
   readonly keys: DeploymentKeys;
   readonly readJson: JsonReader;
-  readonly origin: string;
+  /** Whose pages may sign people in and out; the first is where people reach the service. */
+  readonly origins: readonly [string, ...string[]];
   /** Tries of setup codes, by address. */
   readonly setupLimiter: RateLimiter;
 }
 
 /** `/api/auth/*`, `/api/setup` and `/.well-known/jwks.json`. */
 export function authRoutes(options: AuthRoutesOptions): Router {
-  const { auth, setup, audit, keys, readJson, origin, setupLimiter } = options;
+  const { auth, setup, audit, keys, readJson, origins, setupLimiter } = options;
+  const [origin] = origins;
   const router = Router({ caseSensitive: true, strict: true });
 
   /** What better-auth answers to `path`; `body` has passed a schema. */
@@ -40,6 +44,8 @@ export function authRoutes(options: AuthRoutesOptions): Router {
       if (value !== undefined) headers.set(name, value);
     }
     headers.set(ADDRESS_HEADER, request.ip ?? '0.0.0.0');
+    // Whether it came from a page of ours has been decided before.
+    headers.set('origin', origin);
     const init: RequestInit = { method: request.method, headers };
     if (request.method === 'POST') {
       headers.set('content-type', 'application/json');
@@ -47,6 +53,16 @@ export function authRoutes(options: AuthRoutesOptions): Router {
     }
     return auth.handler(new Request(`${origin}${AUTH_PATH}${path}`, init));
   }
+
+  // A page of somebody else's must neither use a cookie of ours nor plant one. Programs send none of these headers, and no cookie.
+  router.post([`${AUTH_PATH}/*path`, '/api/setup'], (request, _response, next) => {
+    const { origin: from, cookie, 'sec-fetch-site': site } = request.headers;
+    const isOwn = from === undefined ? cookie === undefined : origins.includes(from);
+    if (!isOwn || (typeof site === 'string' && !OWN_SITES.has(site))) {
+      throw new HttpProblem('origin_not_allowed', 'This must come from a page of this service, or from a program without cookies.');
+    }
+    next();
+  });
 
   router.post('/api/setup', async (request, response) => {
     const tries = await setupLimiter.consume(ipBucket(request.ip ?? null), 1);
