@@ -14,7 +14,7 @@ replayStoreConformance('memoryReplayStore', () => {
   let nowMs = 1_800_000_000_000;
   const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0 });
   return { store, peer: store, nowMs: () => nowMs, advance: (ms) => void (nowMs += ms), forget: () => {} };
-});
+}, { inMemory: true });
 
 deviceRegistryConformance('memoryDeviceRegistry', () => {
   const registry = memoryDeviceRegistry();
@@ -25,13 +25,13 @@ deviceRegistryConformance('memoryDeviceRegistry', () => {
     addCode: (code) => registry.addCode(code),
     revoke: (deviceId) => void registry.transition(deviceId, 'revoke'),
   };
-});
+}, { inMemory: true });
 
 auditSinkConformance('memoryAuditSink', async () => {
   const macKey = await webCryptoMacKey({ keyId: 'test', key: new Uint8Array(32).fill(7) });
   const sink = memoryAuditSink({ origin: 'test', macKey });
   return { sink, peer: sink, origin: 'test', macKey };
-});
+}, { inMemory: true });
 
 describe('memoryReplayStore', () => {
   const claimAt = (nowMs: number, startedAtMs: number) => {
