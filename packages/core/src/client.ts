@@ -5,7 +5,7 @@
  * @see docs/spec/request-signing.md
  */
 import type { SignatureTag } from './canonical.ts';
-import { RejectedError, UnavailableError, UsageError, type RejectionCode } from './errors.ts';
+import { hasCode, RejectedError, UnavailableError, UsageError, type RejectionCode } from './errors.ts';
 import type { Clock, DeviceStatus, KeyStore, Primitives, Random, SigningKey } from './seams.ts';
 import { createSigner, type Signer } from './sign.ts';
 import { systemClock } from './system.ts';
@@ -86,7 +86,16 @@ export class KeyGuardClient {
    * @throws UnavailableError `server_unavailable`
    */
   async enroll(options: EnrollOptions = {}): Promise<EnrolledDevice> {
-    const key = await this.#keyStore.getOrCreate(this.#keyName);
+    const kept = await this.#keyStore.get(this.#keyName);
+    if (kept !== null) {
+      try {
+        return await this.#status(kept);
+      } catch (error) {
+        // Not known there: its enrollment never arrived.
+        if (!hasCode(error, 'signature_invalid')) throw error;
+      }
+    }
+    const key = kept ?? (await this.#keyStore.getOrCreate(this.#keyName));
     const { crv, kty, x, y } = key.publicKey;
     const { code, label, fingerprint } = options;
     const body = JSON.stringify({ jwk: { crv, kty, x, y }, code, label, fingerprint });

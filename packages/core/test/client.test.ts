@@ -198,7 +198,19 @@ describe('enroll and status', () => {
     expect(Object.keys(body['jwk'] as object)).toEqual(['crv', 'kty', 'x', 'y']);
   });
 
-  it('asks for the status when the key is known already', async () => {
+  it('asks for the status first when there is a key already, and enrolls it only if the server does not know it', async () => {
+    await keyStore.getOrCreate(new URL(origin).host);
+    const guard = new KeyGuardClient({ origin, keyStore });
+    answer = () => ({ status: 200, body: device });
+    expect(await guard.enroll({ code: 'unused' })).toMatchObject({ deviceId: 'd' });
+    answer = ({ request }) => (request.url!.endsWith('/status') ? { status: 401, body: { code: 'signature_invalid' } } : { status: 201, body: device });
+    expect(await guard.enroll({ code: 'used' })).toMatchObject({ deviceId: 'd' });
+    expect(received.map(({ request }) => request.url)).toEqual(['/api/keyguard/status', '/api/keyguard/status', '/api/keyguard/enroll']);
+    answer = () => ({ status: 403, body: { code: 'ip_not_allowed' } });
+    await expect(guard.enroll()).rejects.toMatchObject({ code: 'ip_not_allowed' });
+  });
+
+  it('asks for the status when another caller enrolled the same key meanwhile', async () => {
     answer = ({ request }) => (request.url!.endsWith('/enroll') ? { status: 409, body: { code: 'key_exists' } } : { status: 200, body: { ...device, status: 'suspended' } });
     expect(await new KeyGuardClient({ origin, keyStore }).enroll()).toMatchObject({ status: 'suspended' });
     await verified(received[1]!);
