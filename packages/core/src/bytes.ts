@@ -79,6 +79,10 @@ function reverse(alphabet: string): Uint8Array {
 const FROM_BASE64 = /* @__PURE__ */ reverse(BASE64);
 const FROM_BASE64URL = /* @__PURE__ */ reverse(BASE64URL);
 
+const ZERO_BITS = 65; // 'A', in both alphabets.
+const NOT_ASCII = ~127;
+const NOT_SIX_BITS = ~63;
+
 function decode(text: string, table: Uint8Array, padded: boolean): Bytes | null {
   let end = text.length;
   if (padded) {
@@ -89,23 +93,29 @@ function decode(text: string, table: Uint8Array, padded: boolean): Bytes | null 
   const rest = end % 4;
   if (rest === 1) return null;
   const bytes = new Uint8Array((end * 3) >> 2);
-  let held = 0;
-  let bits = 0;
   let at = 0;
-  for (let i = 0; i < end; i += 1) {
-    const code = text.charCodeAt(i);
-    const value = code < 128 ? table[code]! : 255;
-    if (value === 255) return null;
-    held = ((held << 6) | value) & 0xffff;
-    bits += 6;
-    if (bits >= 8) {
-      bits -= 8;
-      bytes[at] = (held >> bits) & 255;
-      at += 1;
-    }
+  // Four characters at a time; in the last four, what is not there counts as zero bits.
+  for (let i = 0; i < end; i += 4) {
+    const whole = i + 4 <= end;
+    const c0 = text.charCodeAt(i);
+    const c1 = text.charCodeAt(i + 1);
+    const c2 = whole || rest === 3 ? text.charCodeAt(i + 2) : ZERO_BITS;
+    const c3 = whole ? text.charCodeAt(i + 3) : ZERO_BITS;
+    if (((c0 | c1 | c2 | c3) & NOT_ASCII) !== 0) return null;
+    const v0 = table[c0]!;
+    const v1 = table[c1]!;
+    const v2 = table[c2]!;
+    const v3 = table[c3]!;
+    if (((v0 | v1 | v2 | v3) & NOT_SIX_BITS) !== 0) return null;
+    // Writing past the end does nothing: that is where the last bits, if they are not zero, would have gone.
+    bytes[at] = (v0 << 2) | (v1 >> 4);
+    bytes[at + 1] = (v1 << 4) | (v2 >> 2);
+    bytes[at + 2] = (v2 << 6) | v3;
+    at += 3;
+    // The bits that belong to no byte must be zero, or one byte string would have several texts.
+    if (!whole && ((rest === 2 ? v1 & 15 : v2 & 3) !== 0)) return null;
   }
-  // The bits that belong to no byte must be zero, or one byte string would have several texts.
-  return (held & ((1 << bits) - 1)) === 0 ? bytes : null;
+  return bytes;
 }
 
 /** RFC 4648 section 4, with padding. */

@@ -40,22 +40,32 @@ export function nodePrimitives(): Primitives {
 
 /** `r‖s` as the DER sequence of two integers that X9.62 writes: minimal, positive. */
 function toDer(signature: Bytes): Uint8Array {
-  const der = new Uint8Array(2 + 2 * (2 + 1 + SCALAR_BYTES));
+  const r = firstOctet(signature, 0);
+  const s = firstOctet(signature, SCALAR_BYTES);
+  const rPad = signature[r]! >> 7;
+  const sPad = signature[s]! >> 7;
+  const rLength = SCALAR_BYTES - r + rPad;
+  const sLength = 2 * SCALAR_BYTES - s + sPad;
+  // From the pool: an array of its own would cost more than all else here.
+  const der = Buffer.allocUnsafe(6 + rLength + sLength);
   der[0] = 0x30;
-  const afterR = writeInteger(der, 2, signature, 0);
-  const end = writeInteger(der, afterR, signature, SCALAR_BYTES);
-  der[1] = end - 2;
-  return der.subarray(0, end);
+  der[1] = 4 + rLength + sLength;
+  writeInteger(der, 2, signature, r, rPad, rLength);
+  writeInteger(der, 4 + rLength, signature, s, sPad, sLength);
+  return der;
 }
 
-function writeInteger(der: Uint8Array, at: number, from: Bytes, start: number): number {
-  let first = start;
+/** Where the scalar that begins at `start` has its first octet that is not zero, or its last octet. */
+function firstOctet(signature: Bytes, start: number): number {
   const last = start + SCALAR_BYTES - 1;
-  while (first < last && from[first] === 0) first += 1;
-  const pad = from[first]! > 127 ? 1 : 0;
-  const length = last - first + 1 + pad;
+  let first = start;
+  while (first < last && signature[first] === 0) first += 1;
+  return first;
+}
+
+function writeInteger(der: Uint8Array, at: number, from: Bytes, first: number, pad: number, length: number): void {
   der[at] = 0x02;
   der[at + 1] = length;
+  der[at + 2] = 0;
   for (let i = 0; i < length - pad; i += 1) der[at + 2 + pad + i] = from[first + i]!;
-  return at + 2 + length;
 }

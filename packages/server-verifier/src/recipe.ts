@@ -125,17 +125,22 @@ export function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise
 function inTime<T>(seam: string, timeoutMs: number, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`)), timeoutMs);
+    const once =
+      <V>(settle: (value: V) => void) =>
+      (value: V): void => {
+        clearTimeout(timer);
+        settle(value);
+      };
     answer.then(
-      (value) => {
-        clearTimeout(timer);
-        resolve(value);
-      },
-      (error: unknown) => {
-        clearTimeout(timer);
-        reject(failed(seam, error));
-      },
+      once(resolve),
+      once((error: unknown) => reject(failed(seam, error))),
     );
   });
+}
+
+/** Goes on with an answer: at once where it came at once. */
+function onceAnswered<T, U>(answer: MaybePromise<T>, goOn: (answer: T) => MaybePromise<U>): MaybePromise<U> {
+  return answer instanceof Promise ? answer.then(goOn) : goOn(answer);
 }
 
 function failed(seam: string, cause: unknown): UnavailableError {
@@ -160,14 +165,16 @@ export function demandFresh(context: VerifierContext, head: SignedHead): void {
 }
 
 /** Steps 1 and 2, after the rules that need no proof: the address may call, and has not called too often. */
-export async function admit(context: VerifierContext, incoming: IncomingRequest): Promise<SignedHead> {
+export function admit(context: VerifierContext, incoming: IncomingRequest): MaybePromise<SignedHead> {
   const { policy } = context;
   if (!policy.allowsIp(incoming.ip)) throw ipNotAllowed();
-  const decision = await ask('ip_limiter', policy.seamTimeoutMs, () => context.ipLimiter.consume(ipBucket(incoming.ip), 1));
-  demandAllowed(context, decision);
-  const head = readSignedHead(incoming, policy.authorities);
-  demandFresh(context, head);
-  return head;
+  const answer = ask('ip_limiter', policy.seamTimeoutMs, () => context.ipLimiter.consume(ipBucket(incoming.ip), 1));
+  return onceAnswered(answer, (decision) => {
+    demandAllowed(context, decision);
+    const head = readSignedHead(incoming, policy.authorities);
+    demandFresh(context, head);
+    return head;
+  });
 }
 
 function ipNotAllowed(): RejectedError {
@@ -186,17 +193,22 @@ export function demandAllowed(context: VerifierContext, decision: RateDecision):
 const STATUSES: ReadonlySet<string> = new Set(['pending', 'active', 'suspended', 'revoked'] satisfies DeviceStatus[]);
 const KEY_STATES: ReadonlySet<string> = new Set(['current', 'retiring', 'retired'] satisfies KeyState[]);
 
-/** Step 3: the device and its key as imported, or `null` and a dummy key. */
-export async function findDevice(
-  context: VerifierContext,
-  keyId: string,
-): Promise<{ readonly device: Device | null; readonly key: VerifyKey }> {
-  const device = await ask('device_registry', context.policy.seamTimeoutMs, () => context.registry.findByKeyId(keyId));
-  if (device === null) return { device, key: await context.dummyKey };
-  if (device?.keyId !== keyId || !STATUSES.has(device.status) || !KEY_STATES.has(device.keyState)) {
-    throw new UnavailableError('device_registry', 'The registry gave no device of that key.');
-  }
-  return { device, key: context.keys.get(keyId) ?? (await importKey(context, device)) };
+/** Step 3: the device of that key, or `null`. */
+export function findDevice(context: VerifierContext, keyId: string): MaybePromise<Device | null> {
+  const answer = ask('device_registry', context.policy.seamTimeoutMs, () => context.registry.findByKeyId(keyId));
+  return onceAnswered(answer, (device) => {
+    if (device === null) return null;
+    if (device?.keyId !== keyId || !STATUSES.has(device.status) || !KEY_STATES.has(device.keyState)) {
+      throw new UnavailableError('device_registry', 'The registry gave no device of that key.');
+    }
+    return device;
+  });
+}
+
+/** Step 3: the key of the device as imported, or a dummy key of no device. */
+export function keyOf(context: VerifierContext, device: Device | null): MaybePromise<VerifyKey> {
+  if (device === null) return context.dummyKey;
+  return context.keys.get(device.keyId) ?? importKey(context, device);
 }
 
 // A key id is the hash of its key, so what was imported for one stays right for ever; the map is bounded all the same.
@@ -239,14 +251,16 @@ function matcherOf(allowlist: readonly string[]): IpMatcher {
 }
 
 /** Step 6: this request is the first with its nonce. @throws RejectedError `replay_detected` */
-export async function claimNonce(context: VerifierContext, { keyId, nonce, createdSeconds }: SignedHead): Promise<void> {
+export function claimNonce(context: VerifierContext, { keyId, nonce, createdSeconds }: SignedHead): MaybePromise<void> {
   const expiresAtMs = (createdSeconds + NONCE_LIFE_SECONDS) * 1000;
-  const claimed = await ask('replay_store', context.policy.seamTimeoutMs, () =>
+  const answer = ask('replay_store', context.policy.seamTimeoutMs, () =>
     context.replayStore.claim(keyId, nonce, createdSeconds, expiresAtMs),
   );
-  if (claimed === true) return;
-  if (claimed !== false) throw new UnavailableError('replay_store', 'The replay store gave no answer.');
-  throw new RejectedError('replay_detected', 'This request was used before: sign every request anew.');
+  return onceAnswered(answer, (claimed) => {
+    if (claimed === true) return;
+    if (claimed !== false) throw new UnavailableError('replay_store', 'The replay store gave no answer.');
+    throw new RejectedError('replay_detected', 'This request was used before: sign every request anew.');
+  });
 }
 
 /** Runs a recipe and reports its refusal before it leaves. */

@@ -18,6 +18,7 @@ import {
   demandAllowed,
   demandFresh,
   findDevice,
+  keyOf,
   readClock,
   reporting,
   type IncomingRequest,
@@ -92,7 +93,8 @@ async function verifyInOrder(
   const body = await incoming.body(policy);
 
   // 3: the device; an unknown one costs as much as a known one.
-  const { device, key } = await findDevice(context, head.keyId);
+  const device = await findDevice(context, head.keyId);
+  const key = await keyOf(context, device);
 
   // 4: body hash and signature.
   const verifying = verifySignature(head, body, key, 'keyguard-v1', context.primitives);
