@@ -30,25 +30,28 @@ async function main(): Promise<void> {
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
   const log = createLog(config.logLevel);
-  const service = await startService({ config, log, say });
+  const starting = startService({ config, log, say });
   let isStopping = false;
+  const stop = async (): Promise<void> => {
+    try {
+      await (await starting).stop();
+      lock.release();
+      process.exit(0);
+    } catch (error) {
+      log.error({ error: describeError(error) }, 'the stop failed');
+      process.exit(1);
+    }
+  };
+  // From the beginning: whoever stops a service that is just starting means it as well.
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.on(signal, () => {
       if (isStopping) process.exit(1);
       isStopping = true;
       say('Stopping: running calls have half a minute to end. Once more to stop at once.');
-      service.stop().then(
-        () => {
-          lock.release();
-          process.exit(0);
-        },
-        (error: unknown) => {
-          log.error({ error: describeError(error) }, 'the stop failed');
-          process.exit(1);
-        },
-      );
+      void stop();
     });
   }
+  await starting;
 }
 
 try {

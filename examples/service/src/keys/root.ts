@@ -23,13 +23,10 @@ export interface Root {
 export async function openRoot(config: RootKeyConfig, records: readonly KeyRecord[]): Promise<Root> {
   const known = records[0];
   if (config.kind === 'file') {
+    if (known?.rootId === PASSPHRASE_ROOT) throw unusable('The keys in the database are under a passphrase: set KEYGUARD_PASSPHRASE to it.');
     const keyProvider = await fileKeyProvider({ path: config.path, create: known === undefined });
     if (known !== undefined && known.rootId !== keyProvider.kekId) {
-      throw unusable(
-        known.rootId === PASSPHRASE_ROOT
-          ? 'The keys in the database are under a passphrase: set KEYGUARD_PASSPHRASE to it.'
-          : `The keys in the database are under another root key than ${config.path}: bring that file back, or set KEYGUARD_ROOT_KEY_FILE to it.`,
-      );
+      throw unusable(`The keys in the database are under another root key than ${config.path}: bring that file back, or set KEYGUARD_ROOT_KEY_FILE to it.`);
     }
     return { rootId: keyProvider.kekId, keyProvider };
   }

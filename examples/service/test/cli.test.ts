@@ -1,0 +1,129 @@
+/** The terminal command, end to end: as a person types it, and as a script pipes into it. */
+import { readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { KeyGuardClient } from '@keyguard/core/client';
+import { memoryKeyStore } from '@keyguard/core/memory';
+import { folder, freePort, remove, runCli, startService, type Running } from './stage.ts';
+
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
+
+const EMAIL = 'admin@example.com';
+const PASSWORD = 'a long and quiet password';
+const CANARY = 'sk-canary-of-the-terminal-0042';
+
+describe('the terminal command', () => {
+  let cwd: string;
+  let port: number;
+  let service: Running;
+  const said: string[] = [];
+
+  const cli = async (args: readonly string[], input?: string, environment: Record<string, string> = {}): Promise<{ code: number | string; output: string }> => {
+    const result = await runCli(cwd, args, { KEYGUARD_URL: service.origin, XDG_CONFIG_HOME: join(cwd, 'config'), ...environment }, input);
+    said.push(result.output);
+    return result;
+  };
+  // oxlint-disable-next-line typescript/no-explicit-any -- tests look into many shapes
+  const json = async (...args: readonly string[]): Promise<any> => {
+    const { code, output } = await cli(['--json', ...args]);
+    expect([args, code, output]).toEqual([args, 0, expect.any(String)]);
+    return JSON.parse(output);
+  };
+
+  beforeAll(async () => {
+    cwd = await folder();
+    port = await freePort();
+    service = await startService(cwd, { PORT: String(port) });
+  });
+  afterAll(async () => {
+    await service.stop('SIGKILL');
+    await remove(cwd);
+  });
+
+  it('says what to do when there is nobody signed in, nobody there, or nothing of that name', async () => {
+    const cases: [string[], Record<string, string>, string][] = [
+      [['devices', 'list'], {}, 'keyguard login  first'],
+      [['logout'], {}, 'not signed in'],
+      [['--url', 'not-a-url', 'devices', 'list'], {}, 'not the address of a server'],
+      [['login', '--email', EMAIL], { KEYGUARD_URL: 'http://127.0.0.1:1', KEYGUARD_PASSWORD: PASSWORD }, 'Is it running?'],
+      [['login', '--email', EMAIL], {}, 'Password is missing'],
+      [['codes', 'create', '--expires', 'soon'], {}, '90s, 15m, 12h or 7d'],
+      [['nothing'], {}, 'unknown command'],
+    ];
+    for (const [args, environment, words] of cases) {
+      const { code, output } = await cli(args, '', environment);
+      expect([args, code, output]).toEqual([args, 1, expect.stringContaining(words)]);
+      expect(output).not.toContain('    at ');
+    }
+  });
+
+  it('sets up from a pipe, keeps the session for its owner alone, and signs in and out', async () => {
+    const wrong = await cli(['setup', '--email', EMAIL], `0000-0000\n${PASSWORD}\n`);
+    expect([wrong.code, wrong.output]).toEqual([1, expect.stringContaining('not the setup code')]);
+    const set = await cli(['setup'], `${service.setupCode!.toLowerCase()}\n${EMAIL}\n${PASSWORD}\n`);
+    expect([set.code, set.output]).toEqual([0, expect.stringContaining(`Signed in at ${service.origin} as ${EMAIL}`)]);
+    const file = join(cwd, 'config/keyguard/sessions.json');
+    expect([statSync(file).mode & 0o777, statSync(join(cwd, 'config/keyguard')).mode & 0o777]).toEqual([0o600, 0o700]);
+    expect(readFileSync(file, 'utf8')).not.toContain(PASSWORD);
+    expect((await cli(['setup'], `${service.setupCode!}\n${EMAIL}\n${PASSWORD}\n`)).output).toContain('keyguard login');
+
+    const { token } = JSON.parse(readFileSync(file, 'utf8'))[service.origin];
+    expect((await cli(['logout'])).code).toBe(0);
+    expect((await fetch(`${service.origin}/api/devices`, { headers: { authorization: `Bearer ${token}` } })).status).toBe(401);
+    expect((await cli(['devices', 'list'])).output).toContain('login  first');
+    expect((await cli(['login', '--email', EMAIL], 'not the password\n')).code).toBe(1);
+    expect((await cli(['login'], undefined, { KEYGUARD_EMAIL: EMAIL, KEYGUARD_PASSWORD: PASSWORD })).code).toBe(0);
+  });
+
+  it('lets a device in, shows it, shuts it out, and shows what was done', async () => {
+    const { code } = await json('codes', 'create', '--label', 'A phone', '--no-auto-approve', '--expires', '1h');
+    const client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });
+    const { deviceId, keyId, status } = await client.enroll({ code });
+    expect(status).toBe('pending');
+    const listed = await cli(['devices', 'list']);
+    expect(listed.output).toMatch(new RegExp(`^${deviceId} +A phone +pending +${keyId.slice(0, 12)} `, 'm'));
+    expect((await cli(['devices', 'show', deviceId])).output).toContain(keyId);
+    for (const [verb, expected] of [['approve', 'active'], ['suspend', 'suspended'], ['resume', 'active'], ['revoke', 'revoked']] as const) {
+      expect((await cli(['devices', verb, deviceId])).output).toContain(`A phone (key ${keyId.slice(0, 12)}…) is ${expected} now.`);
+      expect((await client.status()).status).toBe(expected);
+    }
+    const again = await cli(['devices', 'resume', deviceId]);
+    expect([again.code, again.output]).toEqual([1, expect.stringContaining('A device that is revoked cannot be resumed.')]);
+    expect((await cli(['devices', 'show', '00000000-0000-4000-8000-000000000000'])).code).toBe(1);
+
+    const [newest] = await json('codes', 'list', '--limit', '1');
+    expect(newest).toMatchObject({ label: 'A phone', uses: 1 });
+    expect((await cli(['codes', 'revoke', newest.id])).code).toBe(0);
+    expect((await cli(['codes', 'list'])).output).toContain('1 of 1');
+    const actions = (await json('audit', '--limit', '6')).map(({ action }: { action: string }) => action);
+    expect(actions).toEqual(['enrollment_code.revoke', 'device.revoke', 'device.resume', 'device.suspend', 'device.approve', 'device.enroll']);
+    expect((await cli(['audit', '--limit', '3'])).output).toMatch(/device\.revoke +success +user:/);
+  });
+
+  it('calls the demo upstream until a provider key was stored, takes the key from a pipe, and never shows it', async () => {
+    const { code } = await json('codes', 'create');
+    const client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });
+    await client.enroll({ code });
+    const chat = async (): Promise<Response> =>
+      client.fetch(`${service.origin}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model: 'keyguard-demo', messages: [{ role: 'user', content: 'Who are you?' }] }),
+      });
+    expect(await (await chat()).text()).toContain('built-in demo upstream');
+    expect((await cli(['keys', 'list'])).output).toContain('No provider keys yet');
+    expect((await cli(['keys', 'add', 'openai'], 'a b\n')).code).toBe(1);
+    const added = await cli(['keys', 'add', 'openai', '--name', 'Mine'], `${CANARY}\n`);
+    expect([added.code, added.output]).toEqual([0, expect.stringContaining('ends in 0042')]);
+    expect((await cli(['keys', 'list'])).output).toMatch(/openai +Mine +0042 +in use/);
+    const [{ id }] = await json('keys', 'list');
+    expect((await cli(['keys', 'revoke', id])).code).toBe(0);
+    // A key that was revoked is not replaced by a demonstration.
+    const refused = await chat();
+    expect([refused.status, await refused.text()]).toEqual([403, expect.stringContaining('provider_key_missing')]);
+    expect(said.join('\n')).not.toContain(CANARY);
+    expect(service.output()).not.toContain(CANARY);
+    // The arguments of a process are everyone's to read, so no command takes a secret there.
+    expect((await cli(['keys', 'add', 'openai', '--value', 'x'])).output).toContain('unknown option');
+  });
+});
