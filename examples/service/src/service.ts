@@ -252,15 +252,15 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
 
   return {
     async stop() {
+      // From here on /readyz says no, and the proxy takes no new calls; whoever asks is still told so.
       isStopping = true;
       for (const timer of timers) clearInterval(timer);
+      await proxy.drain(DRAIN_MS);
       const closed = new Promise<void>((resolve) => {
         server.close(() => resolve());
       });
       server.closeIdleConnections();
-      await proxy.drain(DRAIN_MS);
       const late = setTimeout(() => server.closeAllConnections(), STOP_MS - DRAIN_MS);
-      server.closeIdleConnections();
       await closed;
       clearTimeout(late);
       proxy.close();
