@@ -8,6 +8,8 @@ import { join } from 'node:path';
 import { ConfigError, readConfig, withDotEnv } from './config.ts';
 import { claimFolder } from './db/folder-lock.ts';
 
+const SAME_SIGNAL_MS = 1000;
+
 function say(text: string): void {
   process.stdout.write(`${text}\n`);
 }
@@ -31,7 +33,7 @@ async function main(): Promise<void> {
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
   const log = createLog(config.logLevel);
   const starting = startService({ config, log, say });
-  let isStopping = false;
+  let stoppingSinceMs: number | null = null;
   const stop = async (): Promise<void> => {
     try {
       await (await starting).stop();
@@ -45,8 +47,10 @@ async function main(): Promise<void> {
   // From the beginning: whoever stops a service that is just starting means it as well.
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.on(signal, () => {
-      if (isStopping) process.exit(1);
-      isStopping = true;
+      // Whoever runs us may hand on the signal that the terminal has sent us already.
+      if (stoppingSinceMs !== null && performance.now() - stoppingSinceMs > SAME_SIGNAL_MS) process.exit(1);
+      if (stoppingSinceMs !== null) return;
+      stoppingSinceMs = performance.now();
       say('Stopping: running calls have half a minute to end. Once more to stop at once.');
       void stop();
     });

@@ -95,10 +95,12 @@ export async function startService(cwd: string, environment: Environment): Promi
       clearTimeout(timer);
       resolve();
     });
-    void started.exit.then((code) => {
+    const ended = async (): Promise<void> => {
+      const code = await started.exit;
       clearTimeout(timer);
       reject(new Error(`ended with ${code}:\n${started.output()}`));
-    });
+    };
+    void ended();
   });
   return {
     ...started,

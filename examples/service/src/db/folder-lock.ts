@@ -36,6 +36,8 @@ export async function claimFolder(folder: string): Promise<FolderLock> {
   const { DatabaseSync } = await quietly(() => import('node:sqlite'));
   const database = new DatabaseSync(join(folder, LOCK_FILE), { timeout: 0 });
   try {
+    // Nothing is ever written, so there is nothing to journal.
+    database.exec('PRAGMA journal_mode = MEMORY');
     database.exec('BEGIN EXCLUSIVE');
   } catch (error) {
     database.close();
