@@ -115,7 +115,7 @@ describe('the commands of the README, in their order', { timeout: 120_000 }, () 
   let service: ChildProcess;
   let environment: Record<string, string>;
   let keysBefore: string[];
-  const keyFolder = join(root, 'examples/quickstart/.keyguard');
+  const keyFolder = join(root, '.keyguard');
   const listKeys = (): Promise<string[]> => readdir(keyFolder).catch(() => []);
   let printed = '';
   let enrollmentCode = '';
