@@ -9,7 +9,8 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
 import { verifyRecords } from '@keyguard/core/audit';
-import { fromUtf8 } from '@keyguard/core/bytes';
+import { fromUtf8, utf8 } from '@keyguard/core/bytes';
+import { createSigner } from '@keyguard/core/sign';
 import { asRole, postgresAuditSink, postgresKeyRecords } from '@keyguard/storage-node/postgres';
 import { auditOrigin } from '../src/audit/log.ts';
 import { openDeploymentKeys } from '../src/keys/hierarchy.ts';
@@ -288,6 +289,24 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
       expect([verb, called.status, called.json.error?.code]).toEqual([verb, callStatus, code]);
     }
     await expect(client.enroll({ code: (await newCode()).code })).resolves.toMatchObject({ deviceId, status: 'revoked' });
+  });
+
+  it('lets exactly one of 100 concurrent copies of a request reach the provider', async () => {
+    const keyStore = memoryKeyStore();
+    const client = new KeyGuardClient({ origin: service.origin, keyStore });
+    await client.enroll({ code: (await newCode()).code });
+    const sign = createSigner({ key: (await keyStore.get(new URL(service.origin).host))! });
+    const target = '/proxy/openai/v1/chat/completions';
+    const body = utf8(JSON.stringify({ model: 'gpt-5', messages: [{ role: 'user', content: 'Once' }] }));
+    const headers: [string, string][] = [['content-type', 'application/json']];
+    const signature = await sign({ method: 'POST', authority: new URL(service.origin).host, target, headers, body });
+    const before = upstream.calls.length;
+    const answers = await Promise.all(
+      Array.from({ length: 100 }, () => call('POST', target, { headers: { ...Object.fromEntries(headers), ...signature }, body })),
+    );
+    expect(answers.filter(({ status }) => status === 200)).toHaveLength(1);
+    expect(answers.filter(({ status, json }) => status === 401 && json.error.code === 'replay_detected')).toHaveLength(99);
+    expect(upstream.calls.length).toBe(before + 1);
   });
 
   it('lets a device that must wait in only when it is approved', async () => {
