@@ -27,8 +27,15 @@ export type ProtocolRejectionCode =
   | 'key_exists'
   | 'challenge_required';
 
-/** Untrusted data that is not a request: a public key, an envelope, an audit record, a JSON value. */
-export type DataRejectionCode = 'jwk_invalid' | 'vault_open_failed' | 'audit_record_invalid' | 'json_not_canonical';
+/** Untrusted data that is not a request: a public key, an envelope, an audit record, a proof, a checkpoint, a JSON value. */
+export type DataRejectionCode =
+  | 'jwk_invalid'
+  | 'vault_open_failed'
+  | 'audit_record_invalid'
+  | 'merkle_proof_invalid'
+  | 'checkpoint_invalid'
+  | 'json_not_canonical'
+  | 'rotation_state_invalid';
 
 export type RejectionCode = ProtocolRejectionCode | DataRejectionCode;
 
@@ -39,7 +46,8 @@ export type UsageCode =
   | 'target_unsupported'
   | 'header_unsupported'
   | 'not_enrolled'
-  | 'key_store_unusable';
+  | 'key_store_unusable'
+  | 'rotation_step_refused';
 
 /** Something that the operator runs did not answer, or answered with what it must not. */
 export type UnavailableCode = 'store_unavailable' | 'overloaded' | 'server_unavailable';

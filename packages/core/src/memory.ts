@@ -10,6 +10,7 @@ import type {
   AuditMacKey,
   AuditRecord,
   AuditSink,
+  Bytes,
   Clock,
   Device,
   DeviceRegistry,
@@ -19,6 +20,9 @@ import type {
   KeyStore,
   ReplayStore,
   SigningKey,
+  Subtree,
+  SubtreePlace,
+  SubtreeReader,
 } from './seams.ts';
 import { systemClock } from './system.ts';
 
@@ -231,5 +235,29 @@ export function memoryAuditSink({ origin, macKey, clock = systemClock }: MemoryA
     async *read(fromSeq: number): AsyncIterable<AuditRecord> {
       for (let seq = fromSeq; seq < records.length; seq += 1) yield records[seq]!;
     },
+  };
+}
+
+/** A {@link SubtreeReader} that is told what `appendLeaves` completed, of one tree, in order. */
+export interface MemorySubtrees extends SubtreeReader {
+  add(completed: readonly Subtree[]): void;
+}
+
+export function memorySubtrees(): MemorySubtrees {
+  const levels: Bytes[][] = [];
+  return {
+    add(completed: readonly Subtree[]): void {
+      for (const { level, index, hash } of completed) {
+        const hashes = (levels[level] ??= []);
+        if (index !== hashes.length) throw new UsageError('invalid_option', 'Subtrees must be added in order, each once.');
+        hashes.push(hash);
+      }
+    },
+    read: (places: readonly SubtreePlace[]): readonly Bytes[] =>
+      places.map(({ level, index }) => {
+        const hash = levels[level]?.[index];
+        if (hash === undefined) throw new UnavailableError('subtree_reader', 'The tree is smaller than that.');
+        return hash;
+      }),
   };
 }

@@ -199,6 +199,16 @@ export interface AuditRecord {
   readonly prevMac: Bytes;
   readonly mac: Bytes;
   readonly macKeyId: string;
+  /** Set if and only if the record before has another `macKeyId`. MUST be stored and given back with the record. */
+  readonly handover?: AuditHandover;
+}
+
+/** How the key of the records before vouches for the next one. */
+export interface AuditHandover {
+  /** The key of the record before. */
+  readonly macKeyId: string;
+  /** 32 bytes under that key, over the record with its own MAC and key id. */
+  readonly mac: Bytes;
 }
 
 /** The ability to authenticate audit records with one key; the key itself stays inside. */
@@ -210,7 +220,10 @@ export interface AuditMacKey {
 
 /** An append-only log. `Tx` is the transaction handle of the store behind it. */
 export interface AuditSink<Tx = never> {
-  /** Appends in order, without gaps, and MUST be durable when it resolves; otherwise it throws and nothing was appended. */
+  /**
+   * Appends in order, without gaps, and MUST be durable when it resolves; otherwise it throws and nothing was appended. Answers
+   * with the records of `entries` only, also where a change of the MAC key was recorded before them.
+   */
   append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]>;
   /** Appends inside the caller's transaction: the entries exist if and only if it commits. */
   appendIn(tx: Tx, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]>;
@@ -218,4 +231,32 @@ export interface AuditSink<Tx = never> {
   head(): Promise<AuditRecord | null>;
   /** All records from `fromSeq` on, in order. */
   read(fromSeq: number): AsyncIterable<AuditRecord>;
+}
+
+/** A complete subtree of a Merkle tree: the 2^level leaves from index · 2^level on. */
+export interface SubtreePlace {
+  readonly level: number;
+  readonly index: number;
+}
+
+export interface Subtree extends SubtreePlace {
+  /** 32 bytes. */
+  readonly hash: Bytes;
+}
+
+/** Where the hashes of a tree's complete subtrees are kept. A tree only grows, so none of them ever changes. */
+export interface SubtreeReader {
+  /**
+   * The hashes of these subtrees, in the order asked for. MUST throw when it does not have one of them. One call is made for
+   * one proof, and `places` has at most about a hundred members: read them in one round trip.
+   */
+  read(places: readonly SubtreePlace[]): MaybePromise<readonly Bytes[]>;
+}
+
+/** The ability to sign checkpoints with one Ed25519 key. The private key itself never crosses this seam. */
+export interface CheckpointSigner {
+  /** 32 bytes, as RFC 8032 encodes them. */
+  readonly publicKey: Bytes;
+  /** Ed25519 (pure, without context) over `data`: 64 bytes. */
+  sign(data: Bytes): MaybePromise<Bytes>;
 }
