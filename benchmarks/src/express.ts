@@ -1,0 +1,82 @@
+/** Requests per second of whole servers: one core for the server, the other for the load, 48 keep-alive connections. */
+import type { ChildProcess } from 'node:child_process';
+import type { Carriage, Run, RunResult } from './http-load.ts';
+import type { ServerName } from './http-server.ts';
+import { makePrivateJwk } from './material.ts';
+import { messageOf, start } from './processes.ts';
+import { rowsOf, type Row, type Suite } from './results.ts';
+import { pairedMedian } from './rounds.ts';
+
+const CONNECTIONS = 48;
+const FIRST_REQUESTS = 2000;
+
+const CONTESTANTS = {
+  'node:http': { carriage: 'none', kind: 'limit' },
+  'node:http + one bare verify': { carriage: 'none', kind: 'limit' },
+  Express: { carriage: 'none', kind: 'limit' },
+  'Express + KeyGuard': { carriage: 'keyguard', kind: 'ours' },
+  'Express + jose ES256 bearer': { carriage: 'bearer', kind: 'peer' },
+  'Express + jose ES256 bearer, body left unread': { carriage: 'bearer', kind: 'peer' },
+  'Express + http-message-signatures': { carriage: 'rfc9421', kind: 'peer' },
+} as const satisfies Record<ServerName, { carriage: Carriage; kind: Row['kind'] }>;
+
+export const express: Suite = async ({ quick }) => {
+  const privateJwk = await makePrivateJwk();
+  const names = Object.keys(CONTESTANTS) as ServerName[];
+  const processes: ChildProcess[] = [];
+  try {
+    const servers = await Promise.all(
+      names.map(async (name) => {
+        const child = start('./http-server.ts', 0, JSON.stringify({ name, privateJwk }));
+        processes.push(child);
+        return { name, port: (await messageOf(child)) as number };
+      }),
+    );
+    const load = start('./http-load.ts', 1, JSON.stringify(privateJwk));
+    processes.push(load);
+    const drive = async (run: Run): Promise<number> => {
+      const answer = messageOf(load);
+      load.send(run);
+      return ((await answer) as RunResult).requestsPerSecond;
+    };
+
+    const rates = new Map<ServerName, number[]>(names.map((name) => [name, []]));
+    const requests = new Map<ServerName, number>();
+    const rounds = quick ? 4 : 12;
+    const sliceSeconds = quick ? 0.25 : 0.7;
+    // Two warm-up rounds; the second also tells how many requests make a slice.
+    for (let round = -2; round < rounds; round += 1) {
+      for (let turn = 0; turn < servers.length; turn += 1) {
+        const { name, port } = servers[(turn + Math.abs(round)) % servers.length]!;
+        const rate = await drive({ port, carriage: CONTESTANTS[name].carriage, requests: requests.get(name) ?? FIRST_REQUESTS, connections: CONNECTIONS });
+        if (round < 0) requests.set(name, Math.max(500, Math.round(rate * sliceSeconds)));
+        else rates.get(name)!.push(rate);
+      }
+    }
+    const over = (a: ServerName, b: ServerName): number => pairedMedian([rates.get(a)!, rates.get(b)!], (x, y) => x / y);
+    const kinds = Object.fromEntries(names.map((name) => [name, CONTESTANTS[name].kind]));
+    return [
+      {
+        title: 'Whole servers, POST with a body of 1 KiB',
+        about:
+          'One core for the server, the other for the load; 48 keep-alive connections, one request in flight on each, signed ahead. KeyGuard reads the raw body, ' +
+          'finds the device, verifies, keeps the nonce and counts two limits. A bearer token covers neither the request nor its replay. Unless it says ' +
+          'otherwise every server reads the body as bytes: the Express ones by express.raw, KeyGuard by its own reader.',
+        unit: 'requests/s',
+        rows: rowsOf(rates, kinds),
+        ratios: [
+          { name: 'KeyGuard / Express + jose', value: over('Express + KeyGuard', 'Express + jose ES256 bearer'), goal: { atLeast: 1.3 } },
+          {
+            name: 'KeyGuard / Express + jose that leaves the body unread',
+            value: over('Express + KeyGuard', 'Express + jose ES256 bearer, body left unread'),
+            goal: null,
+          },
+          { name: 'KeyGuard / node:http + one bare verify', value: over('Express + KeyGuard', 'node:http + one bare verify'), goal: { atLeast: 0.75 } },
+          { name: 'KeyGuard / Express + http-message-signatures', value: over('Express + KeyGuard', 'Express + http-message-signatures'), goal: null },
+        ],
+      },
+    ];
+  } finally {
+    for (const child of processes) if (child.connected) child.disconnect();
+  }
+};

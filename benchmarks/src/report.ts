@@ -1,0 +1,101 @@
+/** The results as a table for the terminal and as `RESULTS.md`. */
+import { formatFigure } from './chart.ts';
+import { isMet, type Goal, type Ratio, type Section } from './results.ts';
+
+export interface Circumstances {
+  readonly commit: string;
+  readonly machine: string;
+  readonly node: string;
+  readonly date: string;
+  readonly command: string;
+  readonly pinned: boolean;
+  readonly loadBefore: number;
+}
+
+const describeGoal = ({ atLeast, atMost }: Goal): string => (atLeast !== undefined ? `≥ ${atLeast}` : `≤ ${atMost}`);
+
+function verdict(ratio: Ratio): string {
+  if (ratio.goal === null) return '';
+  return isMet(ratio) ? 'pass' : 'miss';
+}
+
+/** By how much a missed goal is missed, in per cent of the goal. */
+function shortfall({ value, goal }: Ratio): string {
+  const bound = goal?.atLeast ?? goal?.atMost ?? value;
+  return `${((Math.abs(value - bound) / bound) * 100).toFixed(0)} %`;
+}
+
+export function renderTable(sections: readonly Section[], circumstances: Circumstances): string {
+  const lines: string[] = [...describe(circumstances), ''];
+  for (const { title, unit, rows, ratios } of sections) {
+    lines.push(`${title}  [${unit}]`);
+    for (const row of rows) {
+      const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} … ${formatFigure(row.upperQuartile)}`;
+      lines.push(`  ${row.name.padEnd(52)} ${formatFigure(row.median).padStart(9)}   ${spread}`);
+    }
+    for (const ratio of ratios) {
+      const goal = ratio.goal === null ? '' : `goal ${describeGoal(ratio.goal)}`;
+      lines.push(`  = ${ratio.name.padEnd(50)} ${ratio.value.toFixed(3).padStart(9)}   ${goal.padEnd(12)} ${verdict(ratio)}`.trimEnd());
+    }
+    lines.push('');
+  }
+  const missed = sections.flatMap(({ ratios }) => ratios).filter((ratio) => !isMet(ratio));
+  lines.push(missed.length === 0 ? 'All goals are met.' : `Missed: ${missed.map((ratio) => `${ratio.name} by ${shortfall(ratio)}`).join('; ')}.`);
+  return lines.join('\n');
+}
+
+function describe({ commit, machine, node, date, command, pinned, loadBefore }: Circumstances): string[] {
+  return [
+    `Commit ${commit}, ${date}`,
+    `${machine}, Node ${node}, ${pinned ? 'each process pinned to one core' : 'not pinned'}, load before the run ${loadBefore.toFixed(2)}`,
+    `Command: ${command}`,
+  ];
+}
+
+/** `RESULTS.md`. `why` says of each missed goal, by the name of its ratio, what stands in the way. */
+export function renderMarkdown(sections: readonly Section[], circumstances: Circumstances, why: Readonly<Record<string, string>>): string {
+  const { commit, machine, node, date, command, pinned, loadBefore } = circumstances;
+  const lines = [
+    '# Benchmark results',
+    '',
+    'Written by the benchmark itself; do not edit. Absolute figures do not travel between machines, ratios within one run do.',
+    '',
+    '| | |',
+    '| --- | --- |',
+    `| commit | ${commit} |`,
+    `| machine | ${machine}; load before the run ${loadBefore.toFixed(2)} |`,
+    `| runtime | Node ${node}, OpenSSL ${process.versions.openssl} |`,
+    `| date | ${date} |`,
+    `| command | \`${command}\` |`,
+    `| method | contestants in turn in every round, medians of the rounds, ratios as medians of the ratios within a round; ${pinned ? 'each process pinned to one core' : 'not pinned'} |`,
+    '| seed | none: keys and nonces are drawn anew in every run |',
+    '',
+    '![The results as bars](results.svg)',
+    '',
+    '## Goals',
+    '',
+    '| ratio | measured | goal | |',
+    '| --- | ---: | --- | --- |',
+  ];
+  const ratios = sections.flatMap((section) => section.ratios);
+  for (const ratio of ratios) {
+    if (ratio.goal !== null) lines.push(`| ${ratio.name} | ${ratio.value.toFixed(2)} | ${describeGoal(ratio.goal)} | ${verdict(ratio)} |`);
+  }
+  lines.push('');
+  const missed = ratios.filter((ratio) => !isMet(ratio));
+  if (missed.length > 0) {
+    lines.push('### Missed', '');
+    for (const ratio of missed) lines.push(`- **${ratio.name}**: by ${shortfall(ratio)}. ${why[ratio.name] ?? ''}`.trimEnd());
+    lines.push('');
+  }
+  for (const { title, about, unit, rows, ratios } of sections) {
+    lines.push(`## ${title}`, '', about, '', `| | ${unit} | middle half |`, '| --- | ---: | ---: |');
+    for (const row of rows) {
+      const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} – ${formatFigure(row.upperQuartile)}`;
+      const name = row.kind === 'ours' ? `**${row.name}**` : row.name;
+      lines.push(`| ${name} | ${formatFigure(row.median)} | ${spread} |`);
+    }
+    lines.push('', ...ratios.map((ratio) => `- ${ratio.name}: ${ratio.value.toFixed(2)}`), '');
+  }
+  return lines.join('\n');
+}

@@ -1,0 +1,54 @@
+/** What a suite finds out, as plain data: it crosses a process boundary and is printed, written and drawn elsewhere. */
+import { median, quantile, type Timings } from './rounds.ts';
+
+export type Unit = 'µs' | 'requests/s';
+
+export interface Row {
+  readonly name: string;
+  readonly median: number;
+  /** The middle half of the rounds. */
+  readonly lowerQuartile: number;
+  readonly upperQuartile: number;
+  /** `ours` is drawn in another colour, `limit` is what cannot be beaten. */
+  readonly kind: 'ours' | 'peer' | 'limit' | 'part';
+}
+
+export interface Goal {
+  readonly atLeast?: number;
+  readonly atMost?: number;
+}
+
+export interface Ratio {
+  readonly name: string;
+  readonly value: number;
+  readonly goal: Goal | null;
+}
+
+export interface Section {
+  readonly title: string;
+  readonly about: string;
+  readonly unit: Unit;
+  readonly rows: readonly Row[];
+  readonly ratios: readonly Ratio[];
+}
+
+export interface SuiteOptions {
+  /** Fewer rounds: enough to see a regression, not to quote. */
+  readonly quick: boolean;
+  /** Also a million devices and nonces. */
+  readonly million: boolean;
+}
+
+export type Suite = (options: SuiteOptions) => Promise<readonly Section[]>;
+
+export function rowOf(name: string, values: readonly number[], kind: Row['kind']): Row {
+  return { name, median: median(values), lowerQuartile: quantile(values, 0.25), upperQuartile: quantile(values, 0.75), kind };
+}
+
+export function rowsOf(timings: Timings, kinds: Readonly<Record<string, Row['kind']>>): Row[] {
+  return [...timings].map(([name, values]) => rowOf(name, values, kinds[name] ?? 'peer'));
+}
+
+export function isMet({ value, goal }: Ratio): boolean {
+  return goal === null || (value >= (goal.atLeast ?? -Infinity) && value <= (goal.atMost ?? Infinity));
+}

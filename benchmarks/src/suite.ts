@@ -1,0 +1,14 @@
+/** One suite in a process of its own: `main.ts` starts it, pinned to a core where that is possible. */
+import { growth } from './growth.ts';
+import { sign } from './sign.ts';
+import { verify } from './verify.ts';
+import type { Suite, SuiteOptions } from './results.ts';
+
+const SUITES: Readonly<Record<string, Suite>> = { sign, verify, growth };
+
+const [name = '', options = '{}'] = process.argv.slice(2);
+const suite = SUITES[name];
+if (suite === undefined) throw new Error(`There is no suite "${name}".`);
+const sections = await suite(JSON.parse(options) as SuiteOptions);
+if (process.send === undefined) console.dir(sections, { depth: null });
+else process.send(sections, undefined, undefined, () => process.disconnect());
