@@ -20,6 +20,7 @@ import type {
 } from '@keyguard/core/seams';
 import { assertFresh, readSignedHead, type ReceivedHead, type SignedHead, type TimeWindow } from '@keyguard/core/verify';
 import { systemClock } from '@keyguard/core/system';
+import { within } from './deadline.ts';
 import { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
 import { memoryRateLimiter } from './limits.ts';
 import { nodePrimitives } from './node-primitives.ts';
@@ -101,8 +102,8 @@ export function createContext(options: VerifierOptions): VerifierContext {
     }),
     registry,
     replayStore,
-    deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute, clock }),
-    ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp, clock }),
+    deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute }),
+    ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp }),
     primitives,
     clock,
     onRejected: options.onRejected,
@@ -115,32 +116,25 @@ export function createContext(options: VerifierOptions): VerifierContext {
 export function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise<T>): MaybePromise<T> {
   try {
     const answer = call();
-    // A seam that answers at once must not pay for a promise and a timer.
-    return answer instanceof Promise ? inTime(seam, timeoutMs, answer) : answer;
+    // A seam that answers at once must not pay for a promise.
+    if (!isPromise(answer)) return answer;
+    const late = (): Error => new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`);
+    return within(timeoutMs, answer, late).catch((error: unknown) => {
+      throw failed(seam, error);
+    });
   } catch (error) {
     throw failed(seam, error);
   }
 }
 
-function inTime<T>(seam: string, timeoutMs: number, answer: Promise<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`)), timeoutMs);
-    const once =
-      <V>(settle: (value: V) => void) =>
-      (value: V): void => {
-        clearTimeout(timer);
-        settle(value);
-      };
-    answer.then(
-      once(resolve),
-      once((error: unknown) => reject(failed(seam, error))),
-    );
-  });
+// By its verb and not by its class: promises of other makers are promises too.
+function isPromise<T>(answer: MaybePromise<T>): answer is Promise<T> {
+  return answer instanceof Promise || typeof (answer as { then?: unknown } | null | undefined)?.then === 'function';
 }
 
 /** Goes on with an answer: at once where it came at once. */
 function onceAnswered<T, U>(answer: MaybePromise<T>, goOn: (answer: T) => MaybePromise<U>): MaybePromise<U> {
-  return answer instanceof Promise ? answer.then(goOn) : goOn(answer);
+  return isPromise(answer) ? answer.then(goOn) : goOn(answer);
 }
 
 function failed(seam: string, cause: unknown): UnavailableError {
