@@ -7,89 +7,19 @@
  *
  * @see docs/spec/audit.md for the exact bytes
  */
-import { concat, equalBytes, utf8 } from './bytes.ts';
+import { checkedMac, handoverInput, MAC_BYTES, macInput, macPrefixes } from './audit-mac.ts';
+import { isTimeText, rfc3339Utc } from './audit-time.ts';
+import { equalBytes, utf8 } from './bytes.ts';
 import { canonicalJson, parseCanonicalJson } from './canonical-json.ts';
 import { RejectedError, UnavailableError, UsageError } from './errors.ts';
-import type { AuditEntry, AuditMacKey, AuditRecord, Bytes, JsonValue } from './seams.ts';
+import type { AuditEntry, AuditHandover, AuditMacKey, AuditRecord, Bytes, JsonValue } from './seams.ts';
 
-const LABEL: Bytes = /* @__PURE__ */ utf8('kg-audit-v1\0');
-const MAC_BYTES = 32;
+export { isOrigin } from './audit-mac.ts';
+export { rfc3339Utc } from './audit-time.ts';
+
 const KEY_BYTES = 32;
 const RESERVED = ['origin', 'seq', 'ts'] as const;
-const DAY_MS = 86_400_000;
-const MAX_TIME_MS = 253_402_300_799_999;
-const TIME_TEXT = /^\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z$/;
-const DAYS_OF_MONTH = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] as const;
-
-// What may name a key in a signed note, so that a chain's origin can name its checkpoints too.
-const ORIGIN = /^[\x21-\x2a\x2c-\x7e]{1,255}$/;
-
-const pad = (value: number, width: number): string => String(value).padStart(width, '0');
-
-/**
- * RFC 3339 text of a time, in UTC with exactly three decimals: `2026-01-31T23:59:59.999Z`.
- * @param timeMs Unix milliseconds, an integer from 1970 to the end of the year 9999
- * @throws UsageError `invalid_option`
- */
-export function rfc3339Utc(timeMs: number): string {
-  if (!Number.isInteger(timeMs) || timeMs < 0 || timeMs > MAX_TIME_MS) {
-    throw new UsageError('invalid_option', 'A time must be an integer of milliseconds from 1970 to 9999.');
-  }
-  const ofDay = timeMs % DAY_MS;
-  // Years begin in March and eras of 400 years in year 0: so the leap day is the last of its year, era and century.
-  const day = (timeMs - ofDay) / DAY_MS + 719_468;
-  const era = Math.floor(day / 146_097);
-  const ofEra = day - era * 146_097;
-  const yearOfEra = Math.floor(
-    (ofEra - Math.floor(ofEra / 1460) + Math.floor(ofEra / 36_524) - Math.floor(ofEra / 146_096)) / 365,
-  );
-  const ofYear = ofEra - (365 * yearOfEra + Math.floor(yearOfEra / 4) - Math.floor(yearOfEra / 100));
-  const fromMarch = Math.floor((5 * ofYear + 2) / 153);
-  const month = fromMarch < 10 ? fromMarch + 3 : fromMarch - 9;
-  const year = era * 400 + yearOfEra + (month <= 2 ? 1 : 0);
-  const date = `${pad(year, 4)}-${pad(month, 2)}-${pad(ofYear - Math.floor((153 * fromMarch + 2) / 5) + 1, 2)}`;
-  const minutes = Math.floor(ofDay / 60_000);
-  const time = `${pad(Math.floor(minutes / 60), 2)}:${pad(minutes % 60, 2)}:${pad(Math.floor(ofDay / 1000) % 60, 2)}`;
-  return `${date}T${time}.${pad(ofDay % 1000, 3)}Z`;
-}
-
-function isTimeText(value: JsonValue | undefined): boolean {
-  if (typeof value !== 'string' || !TIME_TEXT.test(value)) return false;
-  const year = Number(value.slice(0, 4));
-  const month = Number(value.slice(5, 7));
-  const day = Number(value.slice(8, 10));
-  const isLeap = year % 4 === 0 && (year % 100 !== 0 || year % 400 === 0);
-  const days = month === 2 && isLeap ? 29 : DAYS_OF_MONTH[month - 1];
-  return year >= 1970 && days !== undefined && day >= 1 && day <= days;
-}
-
-// What every MAC of one chain begins with.
-function macPrefix(origin: string): Bytes {
-  if (!ORIGIN.test(origin)) {
-    throw new UsageError('invalid_option', 'An origin is 1 to 255 printable ASCII characters, without space and "+".');
-  }
-  return concat(LABEL, Uint8Array.of(0, origin.length), utf8(origin));
-}
-
-function macInput(prefix: Bytes, seq: number, prevMac: Uint8Array, bytes: Uint8Array): Bytes {
-  const seqAt = prefix.length;
-  const input = new Uint8Array(seqAt + 8 + MAC_BYTES + bytes.length);
-  input.set(prefix);
-  const view = new DataView(input.buffer);
-  view.setUint32(seqAt, Math.floor(seq / 2 ** 32));
-  view.setUint32(seqAt + 4, seq);
-  input.set(prevMac, seqAt + 8);
-  input.set(bytes, seqAt + 8 + MAC_BYTES);
-  return input;
-}
-
-function checkedMac(mac: unknown): Bytes {
-  if (!(mac instanceof Uint8Array) || mac.length !== MAC_BYTES) {
-    throw new UnavailableError('audit_mac_key', 'The MAC key did not answer with 32 bytes.');
-  }
-  return mac as Bytes;
-}
-
+const KEY_CHANGE = 'audit.mac_key_change';
 /** Where a record goes: its number, and what it follows. */
 export interface ChainPosition {
   /** The number of the next record; the first one is 0. */
@@ -130,25 +60,26 @@ export interface SealEntriesOptions extends SealCommon {
   readonly entries: readonly AuditEntry[];
 }
 
-function entryBytes(entry: AuditEntry, origin: string, seq: number, ts: string): Bytes {
+function refuseReserved(entry: AuditEntry): void {
   for (const name of RESERVED) {
     if (Object.hasOwn(entry, name)) {
       throw new UsageError('invalid_option', `${name} of an audit entry is added by the chain, and must not be given.`);
     }
   }
-  return utf8(canonicalJson({ ...entry, origin, seq, ts }));
+  if (entry.action === KEY_CHANGE) throw new UsageError('invalid_option', `${KEY_CHANGE} is written by the chain alone.`);
 }
 
 /**
- * The records for `entries`, numbered from `seq` on, each bound to the one before. All are there, or it throws: nothing is
- * skipped.
- *
- * The caller MUST hold the head of the chain while it seals and stores them, or two records get one number.
- * @throws UsageError `invalid_option` for a reserved name in an entry, and for an origin, number, time or MAC out of range
- * @throws RejectedError `json_not_canonical` for an entry that has no canonical form
- * @throws UnavailableError as the key throws it
+ * Throws what {@link sealEntries} would throw because of `entry`: for a sink that seals the entries of several callers together.
+ * @throws UsageError `invalid_option` for what only the chain may write
+ * @throws RejectedError `json_not_canonical`
  */
-export async function sealEntries(options: SealEntriesOptions): Promise<AuditRecord[]> {
+export function checkEntry(entry: AuditEntry): void {
+  refuseReserved(entry);
+  canonicalJson(entry);
+}
+
+async function sealAll(options: SealEntriesOptions): Promise<AuditRecord[]> {
   const { origin, seq: firstSeq, entries, key } = options;
   let { prevMac } = options;
   if (!Number.isSafeInteger(firstSeq) || firstSeq < 0 || !Number.isSafeInteger(firstSeq + entries.length)) {
@@ -157,10 +88,10 @@ export async function sealEntries(options: SealEntriesOptions): Promise<AuditRec
   if (prevMac.length !== MAC_BYTES || (firstSeq === 0 && prevMac.some((byte) => byte !== 0))) {
     throw new UsageError('invalid_option', 'prevMac has 32 bytes, all of them zero before the first record.');
   }
-  const prefix = macPrefix(origin);
+  const prefix = macPrefixes(origin).record;
   const ts = rfc3339Utc(options.nowMs);
   // All texts first: an entry that is refused must not cost a MAC, nor leave half a batch.
-  const texts = entries.map((entry, i) => entryBytes(entry, origin, firstSeq + i, ts));
+  const texts = entries.map((entry, i) => utf8(canonicalJson({ ...entry, origin, seq: firstSeq + i, ts })));
   const records: AuditRecord[] = [];
   for (const bytes of texts) {
     const seq = firstSeq + records.length;
@@ -173,11 +104,83 @@ export async function sealEntries(options: SealEntriesOptions): Promise<AuditRec
   return records;
 }
 
+/**
+ * The records for `entries`, numbered from `seq` on, each bound to the one before. All are there, or it throws: nothing is
+ * skipped.
+ *
+ * The caller MUST hold the head of the chain while it seals and stores them, or two records get one number. `key` MUST be that
+ * of the record before: {@link continueChain} sees to it.
+ * @throws UsageError `invalid_option` for a reserved name or action in an entry, and for an origin, number, time or MAC out of
+ *   range
+ * @throws RejectedError `json_not_canonical` for an entry that has no canonical form
+ * @throws UnavailableError as the key throws it
+ */
+export async function sealEntries(options: SealEntriesOptions): Promise<AuditRecord[]> {
+  for (const entry of options.entries) refuseReserved(entry);
+  return sealAll(options);
+}
+
 /** {@link sealEntries} for one entry. */
 export async function sealEntry(options: SealEntryOptions): Promise<AuditRecord> {
   const { entry, ...common } = options;
   const [record] = await sealEntries({ ...common, entries: [entry] });
   return record!;
+}
+
+function keyChangeEntry(fromKeyId: string, toKeyId: string): AuditEntry {
+  return { action: KEY_CHANGE, outcome: 'success', actor: 'system', from_mac_key_id: fromKeyId, to_mac_key_id: toKeyId };
+}
+
+export interface SealKeyChangeOptions extends SealCommon {
+  /** The key of the record before. */
+  readonly from: AuditMacKey;
+}
+
+/**
+ * The record by which a chain goes over from one MAC key to `key`: authenticated under both. It cannot be the first of a chain.
+ * @throws UsageError `invalid_option` as {@link sealEntries}, and where the two keys have one id
+ * @throws UnavailableError as a key throws it
+ */
+export async function sealKeyChange(options: SealKeyChangeOptions): Promise<AuditRecord> {
+  const { from, ...common } = options;
+  const { origin, key, seq } = common;
+  if (seq === 0 || from.keyId === key.keyId) throw new UsageError('invalid_option', 'A key changes to another, after a record.');
+  const [record] = await sealAll({ ...common, entries: [keyChangeEntry(from.keyId, key.keyId)] });
+  const mac = checkedMac(await from.mac(handoverInput(macPrefixes(origin).handover, record!)));
+  return { ...record!, handover: { macKeyId: from.keyId, mac } };
+}
+
+export interface ChainKeys {
+  /** Under which records are sealed. */
+  readonly macKey: AuditMacKey;
+  /** Keys that the chain may still be under: it goes over to `macKey` with the next append. */
+  readonly previousMacKeys?: readonly AuditMacKey[];
+  /** The key that other processes may already have gone over to: where the chain is under it, it stays there. */
+  readonly nextMacKey?: AuditMacKey;
+}
+
+export interface ContinueChainOptions extends ChainKeys {
+  readonly origin: string;
+  /** The head. The caller MUST hold it until the records are stored. */
+  readonly head: ChainPosition;
+  readonly entries: readonly AuditEntry[];
+  readonly nowMs: number;
+}
+
+/**
+ * The records that follow `head`: those of `entries`, the last ones, and before them a change of the key where one is due.
+ * @throws UnavailableError `audit_mac_key` where the chain is under a key that is not given; and as {@link sealEntries}
+ */
+export async function continueChain(options: ContinueChainOptions): Promise<AuditRecord[]> {
+  const { origin, head, entries, nowMs, macKey, previousMacKeys = [], nextMacKey } = options;
+  for (const entry of entries) refuseReserved(entry);
+  if (entries.length === 0) return [];
+  const { seq, prevMac, macKeyId } = head;
+  const known = macKeyId === null ? macKey : [macKey, nextMacKey, ...previousMacKeys].find((key) => key?.keyId === macKeyId);
+  if (known === undefined) throw new UnavailableError('audit_mac_key', 'The chain was written under another MAC key.');
+  if (known === macKey || known === nextMacKey) return sealAll({ origin, seq, prevMac, entries, nowMs, key: known });
+  const change = await sealKeyChange({ origin, seq, prevMac, nowMs, from: known, key: macKey });
+  return [change, ...(await sealAll({ origin, seq: seq + 1, prevMac: change.mac, entries, nowMs, key: macKey }))];
 }
 
 export interface VerifyRecordsOptions {
@@ -193,7 +196,7 @@ function invalid(seq: number, what: string): RejectedError {
   return new RejectedError('audit_record_invalid', 'An audit record does not verify.', { detail: `seq ${seq}: ${what}` });
 }
 
-function checkContent(record: AuditRecord, origin: string): void {
+function readContent(record: AuditRecord, origin: string): Readonly<Record<string, JsonValue>> {
   const { seq } = record;
   let entry: JsonValue;
   try {
@@ -206,6 +209,24 @@ function checkContent(record: AuditRecord, origin: string): void {
   if (members['origin'] !== origin) throw invalid(seq, 'the entry names another origin');
   if (members['seq'] !== seq) throw invalid(seq, 'the entry names another seq');
   if (!isTimeText(members['ts'])) throw invalid(seq, 'the entry bears no valid time');
+  return members;
+}
+
+/** What must hold of a record with a handover, beside all that must hold of every record. */
+async function checkHandover(record: AuditRecord, ts: JsonValue | undefined, position: ChainPosition, options: VerifyRecordsOptions): Promise<void> {
+  const { seq, macKeyId } = record;
+  const handover = record.handover as Partial<AuditHandover> | null;
+  if (!(handover?.mac instanceof Uint8Array) || typeof handover.macKeyId !== 'string') throw invalid(seq, 'not a record');
+  if (seq === 0) throw invalid(seq, 'the key cannot change before the first record');
+  if (handover.macKeyId === macKeyId) throw invalid(seq, 'the key changes to itself');
+  if (position.macKeyId !== null && handover.macKeyId !== position.macKeyId) throw invalid(seq, 'another key hands over');
+  const { origin, keys } = options;
+  const from = keys.get(handover.macKeyId);
+  if (from === undefined) throw invalid(seq, 'the MAC key before it is not known');
+  const expected = { ...keyChangeEntry(handover.macKeyId, macKeyId), origin, seq, ts: ts! };
+  if (!equalBytes(utf8(canonicalJson(expected)), record.bytes)) throw invalid(seq, 'the entry does not say which key hands over to which');
+  const mac = checkedMac(await from.mac(handoverInput(macPrefixes(origin).handover, record)));
+  if (!equalBytes(mac, handover.mac)) throw invalid(seq, 'the MAC of the key before it is wrong');
 }
 
 /**
@@ -213,8 +234,8 @@ function checkContent(record: AuditRecord, origin: string): void {
  * throws at the first that is not in its place or not as it was sealed.
  *
  * Reads one record at a time, and gives way to other work only where `records` or a key does: give a long chain as a stream.
- * Says nothing of what comes after: compare the answer with a head that is known from elsewhere. In this version the key id
- * MUST be the same in all records.
+ * Says nothing of what comes after: compare the answer with a head that is known from elsewhere. The key id may change only at
+ * a record as {@link sealKeyChange} makes it.
  *
  * @param records untrusted
  * @throws RejectedError `audit_record_invalid`; `detail` names the seq and what is wrong
@@ -225,7 +246,7 @@ export async function verifyRecords(
   options: VerifyRecordsOptions,
 ): Promise<ChainPosition> {
   const { origin, keys } = options;
-  const prefix = macPrefix(origin);
+  const prefix = macPrefixes(origin).record;
   let position = options.from ?? chainStart();
 
   async function step(record: AuditRecord): Promise<void> {
@@ -235,13 +256,15 @@ export async function verifyRecords(
     const parts: readonly unknown[] = [record.bytes, record.prevMac, record.mac];
     if (!parts.every((part) => part instanceof Uint8Array)) throw invalid(seq, 'not a record');
     if (!equalBytes(record.prevMac, prevMac)) throw invalid(seq, 'it does not follow the record before it');
-    if (macKeyId !== null && record.macKeyId !== macKeyId) throw invalid(seq, 'the key id changes');
+    const changes = record.handover !== undefined;
+    if (!changes && macKeyId !== null && record.macKeyId !== macKeyId) throw invalid(seq, 'the key id changes');
     const key = keys.get(record.macKeyId);
     if (key === undefined) throw invalid(seq, 'its MAC key is not known');
     const answer = key.mac(macInput(prefix, seq, prevMac, record.bytes));
     const mac = checkedMac(answer instanceof Promise ? await answer : answer);
     if (!equalBytes(mac, record.mac)) throw invalid(seq, 'the MAC is wrong');
-    checkContent(record, origin);
+    const { ts } = readContent(record, origin);
+    if (changes) await checkHandover(record, ts, position, options);
     position = chainAfter(record);
   }
 

@@ -2,12 +2,11 @@
  * Seams that live in the memory of one process: for tests, demonstrations and the first ten minutes. Everything is forgotten
  * when the process ends, and they behave as the durable ones do as long as it lives. Reached by its subpath only.
  */
-import { chainAfter, chainStart, sealEntries } from './audit.ts';
+import { chainAfter, chainStart, continueChain, type ChainKeys } from './audit.ts';
 import { UnavailableError, UsageError } from './errors.ts';
 import { generateKeyPair, signingKey } from './keys.ts';
 import type {
   AuditEntry,
-  AuditMacKey,
   AuditRecord,
   AuditSink,
   Bytes,
@@ -201,23 +200,25 @@ export function memoryDeviceRegistry(options: MemoryDeviceRegistryOptions = {}):
   };
 }
 
-export interface MemoryAuditSinkOptions {
+export interface MemoryAuditSinkOptions extends ChainKeys {
   /** Names the chain. */
   readonly origin: string;
-  readonly macKey: AuditMacKey;
   readonly clock?: Clock;
+  /** What the chain consists of already, for instance under an earlier key. Trusted, and copied. */
+  readonly records?: readonly AuditRecord[];
 }
 
 /** A chain that lives as long as the process. It has no transactions, so `appendIn` always throws. */
-export function memoryAuditSink({ origin, macKey, clock = systemClock }: MemoryAuditSinkOptions): AuditSink {
-  const records: AuditRecord[] = [];
+export function memoryAuditSink(options: MemoryAuditSinkOptions): AuditSink {
+  const { clock = systemClock } = options;
+  const records = [...(options.records ?? [])];
   let last: Promise<unknown> = Promise.resolve();
   async function appendNow(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
-    const head = records.at(-1);
-    const { seq, prevMac } = head === undefined ? chainStart() : chainAfter(head);
-    const sealed = await sealEntries({ origin, seq, prevMac, entries, nowMs: clock.nowMs(), key: macKey });
+    const newest = records.at(-1);
+    const head = newest === undefined ? chainStart() : chainAfter(newest);
+    const sealed = await continueChain({ ...options, head, entries, nowMs: clock.nowMs() });
     records.push(...sealed);
-    return sealed;
+    return sealed.slice(sealed.length - entries.length);
   }
   return {
     append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {

@@ -2,9 +2,21 @@ import { createHmac, randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { chainAfter, chainStart, rfc3339Utc, sealEntries, sealEntry, verifyRecords, webCryptoMacKey } from '../src/audit.ts';
+import {
+  chainAfter,
+  chainStart,
+  checkEntry,
+  continueChain,
+  rfc3339Utc,
+  sealEntries,
+  sealEntry,
+  sealKeyChange,
+  verifyRecords,
+  webCryptoMacKey,
+} from '../src/audit.ts';
 import type { ChainPosition } from '../src/audit.ts';
 import { UnavailableError } from '../src/errors.ts';
+import { memoryAuditSink } from '../src/memory.ts';
 import type { AuditEntry, AuditMacKey, AuditRecord, Bytes } from '../src/seams.ts';
 
 interface HexRecord {
@@ -13,13 +25,14 @@ interface HexRecord {
   prevMac: string;
   mac: string;
   macKeyId: string;
+  handover?: { macKeyId: string; mac: string };
 }
 interface Vector {
   tcId: number;
   comment: string;
   result: 'valid' | 'invalid';
   from?: { seq: number; prevMac: string; macKeyId: string | null };
-  entries?: { nowMs: number; entry: AuditEntry }[];
+  entries?: { nowMs: number; entry?: AuditEntry; keyChange?: { from: string; to: string } }[];
   records: HexRecord[];
   invalidSeq?: number;
 }
@@ -71,7 +84,13 @@ describe('vectors', async () => {
   const positionOf = ({ from }: Vector): ChainPosition =>
     from === undefined ? chainStart() : { ...from, prevMac: fromHex(from.prevMac) };
   const recordsOf = (v: Vector): AuditRecord[] =>
-    v.records.map((r) => ({ ...r, bytes: fromHex(r.bytes), prevMac: fromHex(r.prevMac), mac: fromHex(r.mac) }));
+    v.records.map(({ handover, ...r }) => ({
+      ...r,
+      bytes: fromHex(r.bytes),
+      prevMac: fromHex(r.prevMac),
+      mac: fromHex(r.mac),
+      ...(handover === undefined ? {} : { handover: { ...handover, mac: fromHex(handover.mac) } }),
+    }));
 
   test('are all there', () => {
     expect(group.tests.length).toBe(vectors.numberOfTests);
@@ -96,12 +115,13 @@ describe('vectors', async () => {
 
     test.each(group.tests.filter((v) => v.entries !== undefined))('$tcId is sealed to the very same bytes', async (v) => {
       let position = positionOf(v);
-      for (const [i, { nowMs: at, entry: given }] of v.entries!.entries()) {
-        const macKey = macKeys.get(v.records[i]!.macKeyId)!;
-        const record = await sealEntry({ origin: group.origin, ...position, entry: given, nowMs: at, key: macKey });
-        expect({ ...record, bytes: toHex(record.bytes), prevMac: toHex(record.prevMac), mac: toHex(record.mac) }).toEqual(
-          v.records[i],
-        );
+      for (const [i, { nowMs: at, entry: given, keyChange }] of v.entries!.entries()) {
+        const common = { origin: group.origin, ...position, nowMs: at, key: macKeys.get(v.records[i]!.macKeyId)! };
+        const record =
+          keyChange === undefined
+            ? await sealEntry({ ...common, entry: given! })
+            : await sealKeyChange({ ...common, from: macKeys.get(keyChange.from)! });
+        expect(record).toEqual(recordsOf(v)[i]);
         position = chainAfter(record);
       }
     });
@@ -276,6 +296,100 @@ describe('verifyRecords', () => {
       throw outage;
     }
     await expect(verifyRecords(failing(), { origin, keys })).rejects.toBe(outage);
+  });
+});
+
+describe('a change of the MAC key', () => {
+  const next = nodeMacKey('k2', new Uint8Array(randomBytes(32)));
+  const third = nodeMacKey('k3', new Uint8Array(randomBytes(32)));
+  const all = new Map([['k1', key], ['k2', next], ['k3', third]]);
+  const usage = { name: 'UsageError', code: 'invalid_option' };
+
+  async function changed(): Promise<AuditRecord[]> {
+    const records = await chain(2);
+    const change = await sealKeyChange({ origin, ...chainAfter(records[1]!), nowMs, from: key, key: next });
+    return [...records, change, await sealEntry({ origin, ...chainAfter(change), entry, nowMs, key: next })];
+  }
+
+  test('verifies whole and in pieces, with both keys', async () => {
+    const records = await changed();
+    expect(await verifyRecords(records, { origin, keys: all })).toEqual(chainAfter(records[3]!));
+    for (let cut = 0; cut <= 4; cut += 1) {
+      const middle = await verifyRecords(records.slice(0, cut), { origin, keys: all });
+      expect(middle.macKeyId).toBe([null, 'k1', 'k1', 'k2', 'k2'][cut]);
+      await verifyRecords(streamed(records.slice(cut)), { origin, keys: all, from: middle });
+    }
+    for (const missing of ['k1', 'k2']) {
+      const some = new Map([...all].filter(([id]) => id !== missing));
+      expect(await detailOf(verifyRecords(records.slice(2), { origin, keys: some, from: chainAfter(records[1]!) }))).toMatch('is not known');
+    }
+  });
+
+  test('notices every single bit of the handover', async () => {
+    const records = await changed();
+    const { mac } = records[2]!.handover!;
+    for (let bit = 0; bit < 256; bit += 1) {
+      const flipped = mac.slice();
+      flipped[bit >> 3]! ^= 1 << (bit & 7);
+      const edited = records.with(2, { ...records[2]!, handover: { macKeyId: 'k1', mac: flipped } });
+      expect(await detailOf(verifyRecords(edited, { origin, keys: all }))).toBe('seq 2: the MAC of the key before it is wrong');
+    }
+  });
+
+  test('rubbish in place of a handover is refused and named', async () => {
+    const records = await changed();
+    for (const handover of [null, 'x', {}, { macKeyId: 'k1' }, { macKeyId: 1, mac: records[2]!.mac }, { macKeyId: 'k1', mac: 'x' }]) {
+      const edited = records.with(2, { ...records[2]!, handover: handover as never });
+      expect(await detailOf(verifyRecords(edited, { origin, keys: all }))).toBe('seq 2: not a record');
+      const added = records.with(1, { ...records[1]!, handover: handover as never });
+      expect(await detailOf(verifyRecords(added, { origin, keys: all }))).toMatch(/^seq 1: /);
+    }
+  });
+
+  test('is not for callers to write, nor possible before the first record or to the same key', async () => {
+    const forged = { ...entry, action: 'audit.mac_key_change' };
+    expect(() => checkEntry(forged)).toThrow(expect.objectContaining(usage));
+    await expect(sealEntry({ origin, ...chainStart(), entry: forged, nowMs, key })).rejects.toMatchObject(usage);
+    await expect(sealKeyChange({ origin, ...chainStart(), nowMs, from: key, key: next })).rejects.toMatchObject(usage);
+    const after = chainAfter((await chain(1))[0]!);
+    await expect(sealKeyChange({ origin, ...after, nowMs, from: key, key })).rejects.toMatchObject(usage);
+    const endless = { ...next, keyId: 'k'.repeat(65_536) };
+    await expect(sealKeyChange({ origin, ...after, nowMs, from: key, key: endless })).rejects.toMatchObject(usage);
+  });
+
+  test('an old key that does not answer is an outage', async () => {
+    const after = chainAfter((await chain(1))[0]!);
+    const broken = { keyId: 'k1', mac: () => new Uint8Array(31) };
+    await expect(sealKeyChange({ origin, ...after, nowMs, from: broken, key: next })).rejects.toMatchObject({ seam: 'audit_mac_key' });
+  });
+
+  test('continueChain goes over once, follows those who went before, and never goes back', async () => {
+    const base = { origin, entries: [entry], nowMs };
+    const old = chainAfter((await chain(1))[0]!);
+    const ids = async (options: Parameters<typeof continueChain>[0]): Promise<string[]> =>
+      (await continueChain(options)).map((r) => `${r.handover?.macKeyId ?? ''}>${r.macKeyId}`);
+    expect(await ids({ ...base, head: chainStart(), macKey: next, previousMacKeys: [key] })).toEqual(['>k2']);
+    expect(await ids({ ...base, head: old, macKey: key, nextMacKey: next })).toEqual(['>k1']);
+    expect(await ids({ ...base, head: old, macKey: next, previousMacKeys: [third, key] })).toEqual(['k1>k2', '>k2']);
+    expect(await ids({ ...base, head: old, macKey: next, previousMacKeys: [key], entries: [] })).toEqual([]);
+    const now = { ...old, macKeyId: 'k2' };
+    expect(await ids({ ...base, head: now, macKey: key, nextMacKey: next })).toEqual(['>k2']);
+    expect(await ids({ ...base, head: now, macKey: next, previousMacKeys: [key] })).toEqual(['>k2']);
+    await expect(ids({ ...base, head: now, macKey: key })).rejects.toMatchObject({ name: 'UnavailableError', seam: 'audit_mac_key' });
+    await expect(ids({ ...base, head: now, macKey: key, previousMacKeys: [third] })).rejects.toMatchObject({ name: 'UnavailableError' });
+  });
+
+  test('a sink that is opened with a new key goes over with its next append, and answers with its caller’s records only', async () => {
+    const records = await chain(3);
+    const sink = memoryAuditSink({ origin, macKey: next, previousMacKeys: [key], records });
+    const answers = await Promise.all([sink.append([entry, entry]), sink.append([entry])]);
+    expect(answers.map((answer) => answer.map(({ seq }) => seq))).toEqual([[4, 5], [6]]);
+    const kept: AuditRecord[] = [];
+    for await (const record of sink.read(0)) kept.push(record);
+    expect((await verifyRecords(kept, { origin, keys: all })).seq).toBe(7);
+    expect(kept.flatMap((r) => (r.handover === undefined ? [] : [r.seq]))).toEqual([3]);
+    const stranger = memoryAuditSink({ origin, macKey: third, previousMacKeys: [key], records: kept });
+    await expect(stranger.append([entry])).rejects.toMatchObject({ name: 'UnavailableError' });
   });
 });
 

@@ -5,7 +5,7 @@
 import { verifyRecords } from '@keyguard/core/audit';
 import { hasCode, isUnavailable } from '@keyguard/core/errors';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
-import type { EnrollmentRequest } from '@keyguard/core/seams';
+import type { AuditRecord, AuditSink, EnrollmentRequest } from '@keyguard/core/seams';
 import { createHash, randomBytes } from 'node:crypto';
 import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -639,6 +639,57 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
     });
   });
 
+  describe('a change of the audit MAC key', () => {
+    const next = nodeMacKey({ keyId: 'audit-2', key: randomBytes(32) });
+    const keys = new Map([['audit-1', macKey], ['audit-2', next]]);
+    const entry = { action: 'x', outcome: 'success', actor: 'user:1' } as const;
+    async function all(sink: AuditSink<SqlTransaction>): Promise<AuditRecord[]> {
+      const records: AuditRecord[] = [];
+      for await (const record of sink.read(0)) records.push(record);
+      return records;
+    }
+
+    it('is one record under both keys, with whoever appends first, and all processes follow', async () => {
+      const own = await substrate.open();
+      const before = postgresAuditSink(own.app, { origin: ORIGIN, macKey, nextMacKey: next });
+      await before.append([entry, entry]);
+      const after = [own.app, own.peer].map((sql) => postgresAuditSink(sql, { origin: ORIGIN, macKey: next, previousMacKeys: [macKey] }));
+      const answers = await Promise.all(Array.from({ length: 40 }, (_, i) => after[i % 2]!.append([entry, { ...entry, i }])));
+      for (const answer of answers) expect(answer.map((r) => r.macKeyId)).toEqual(['audit-2', 'audit-2']);
+      // Whoever was not restarted yet stays with the key that the others went over to.
+      expect((await before.append([entry])).map((r) => r.macKeyId)).toEqual(['audit-2']);
+      const inTransaction = await asRole(own.app, 'kg_verifier', (tx) => after[0]!.appendIn(tx, [entry]));
+      const records = await all(before);
+      expect(records.at(-1)).toEqual(inTransaction[0]);
+      expect(records.filter((r) => r.handover !== undefined).map((r) => [r.seq, r.handover!.macKeyId])).toEqual([[2, 'audit-1']]);
+      expect(records.map((r) => r.macKeyId)).toEqual([...Array.from({ length: 2 }, () => 'audit-1'), ...Array.from({ length: 83 }, () => 'audit-2')]);
+      expect((await verifyRecords(records, { origin: ORIGIN, keys })).seq).toBe(85);
+      const { rows } = await own.intruder.query<{ action: string; actor: string }>('SELECT action, actor FROM keyguard.secret_audit_logs WHERE seq = 2');
+      expect(rows).toEqual([{ action: 'audit.mac_key_change', actor: 'system' }]);
+      await own.close();
+    });
+
+    it('is refused by the database without a handover, and a handover without a change', async () => {
+      const own = await substrate.open();
+      const sink = postgresAuditSink(own.app, { origin: ORIGIN, macKey });
+      const [{ mac }] = (await sink.append([entry])) as [AuditRecord];
+      const insert = (keyId: string, handover: string | null): Promise<unknown> =>
+        sqlState(own.app.transaction(async (tx) => {
+          await tx.query('SET LOCAL ROLE kg_verifier');
+          await tx.query('SELECT * FROM keyguard.lock_audit_head($1)', [ORIGIN]);
+          return tx.query(
+            `INSERT INTO keyguard.secret_audit_logs (origin, seq, ts_ms, actor, action, outcome, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id)
+              VALUES ($1, 1, 1, 'a', 'a', 'success', $2, $3, $4, $5, $6, $7)`,
+            [ORIGIN, randomBytes(4), mac, randomBytes(32), keyId, handover === null ? null : randomBytes(32), handover],
+          );
+        }));
+      for (const [keyId, handover] of [['audit-2', null], ['audit-2', 'audit-3'], ['audit-1', 'audit-1'], ['audit-1', 'audit-2']] as const) {
+        expect([keyId, handover, await insert(keyId, handover)]).toEqual([keyId, handover, ILLEGAL]);
+      }
+      await own.close();
+    });
+  });
+
   describe('the wrapped keys', () => {
     it('are the same for processes that start at the same time with keys of their own', async () => {
       const purposes = ['audit', 'kek', 'token-hash'];
@@ -719,7 +770,8 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       const both = await Promise.all([migrate(fresh.owner), migrate(fresh.owner)]);
       const applied = both.flat().toSorted();
       expect(applied).toEqual(['keyguard/0001-administrators.sql', 'keyguard/0002-devices.sql', 'keyguard/0003-enrollment-codes.sql',
-        'keyguard/0004-nonces.sql', 'keyguard/0005-audit.sql', 'keyguard/0006-kek-keys.sql']);
+        'keyguard/0004-nonces.sql', 'keyguard/0005-audit.sql', 'keyguard/0006-kek-keys.sql',
+        'keyguard/0007-audit-handover.sql']);
       expect(await migrate(fresh.owner)).toEqual([]);
     });
 

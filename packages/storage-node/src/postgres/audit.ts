@@ -4,24 +4,26 @@
  * Callers that arrive while a batch is being written share the next one: one transaction, one insert, one commit for all of
  * them. The database refuses records that do not continue the chain, and any change to those that are there.
  */
-import { canonicalJson } from '@keyguard/core/canonical-json';
-import { sealEntries } from '@keyguard/core/audit';
+import { checkEntry, continueChain, type ChainKeys } from '@keyguard/core/audit';
+import { fromUtf8 } from '@keyguard/core/bytes';
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
-import type { AuditEntry, AuditMacKey, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
+import type { AuditEntry, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { setImmediate } from 'node:timers/promises';
 import { asRole, bytesOf, guarded, integer, isClient, type Sql, type SqlClient, type SqlTransaction } from './client.ts';
 
 const SEAM = 'audit_sink';
-const RESERVED = ['origin', 'seq', 'ts'];
 const READ_PAGE = 1000;
 // Copies that are too long for an index would refuse the whole record.
 const MAX_COLUMN_CHARACTERS = 256;
 
-export interface PostgresAuditSinkOptions {
+/**
+ * To change the MAC key without an interruption: first let all processes have the new one as `nextMacKey`, then let them have it
+ * as `macKey` and the old one in `previousMacKeys`. The first of them that appends then goes over to it, and all others follow.
+ */
+export interface PostgresAuditSinkOptions extends ChainKeys {
   /** Names the chain; goes into every record. */
   readonly origin: string;
-  readonly macKey: AuditMacKey;
   readonly clock?: Clock;
   /** How many entries one transaction takes at most. Default 512. */
   readonly maxBatchEntries?: number;
@@ -49,9 +51,11 @@ interface RecordRow {
   prev_mac: unknown;
   mac: unknown;
   mac_key_id: string;
+  handover_mac: unknown;
+  handover_mac_key_id: string | null;
 }
 
-const COLUMNS = 'seq, entry, prev_mac, mac, mac_key_id';
+const COLUMNS = 'seq, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id';
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64');
 
 function column(value: JsonValue | undefined): string | null {
@@ -59,14 +63,20 @@ function column(value: JsonValue | undefined): string | null {
   return typeof value === 'string' ? value.slice(0, MAX_COLUMN_CHARACTERS).replaceAll('\0', '\uFFFD') : null;
 }
 
+function handoverColumns({ seq, handover }: AuditRecord): [number | null, string | null, string | null] {
+  return handover === undefined ? [null, null, null] : [seq, base64(handover.mac), handover.macKeyId];
+}
+
 function auditRecord(row: RecordRow): AuditRecord {
-  return {
+  const record = {
     seq: integer(row.seq),
     bytes: bytesOf(row.entry),
     prevMac: bytesOf(row.prev_mac),
     mac: bytesOf(row.mac),
     macKeyId: row.mac_key_id,
   };
+  if (row.handover_mac_key_id === null) return record;
+  return { ...record, handover: { macKeyId: row.handover_mac_key_id, mac: bytesOf(row.handover_mac) } };
 }
 
 /**
@@ -80,7 +90,7 @@ function auditRecord(row: RecordRow): AuditRecord {
  * @throws UsageError `invalid_option`
  */
 export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): AuditSink<SqlTransaction> {
-  const { origin, macKey, clock = systemClock, maxBatchEntries = 512, maxWaitingEntries = 20_000, statementTimeoutMs = 5000 } = options;
+  const { origin, clock = systemClock, maxBatchEntries = 512, maxWaitingEntries = 20_000, statementTimeoutMs = 5000 } = options;
   for (const [name, value] of Object.entries({ maxBatchEntries, maxWaitingEntries, statementTimeoutMs })) {
     if (!Number.isSafeInteger(value) || value < 1) throw new UsageError('invalid_option', `${name} must be a positive integer.`);
   }
@@ -91,45 +101,41 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
   async function appendIn(tx: SqlTransaction, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
     if (entries.length === 0) return [];
     const { rows } = await tx.query<HeadRow>('SELECT seq, mac, mac_key_id FROM keyguard.lock_audit_head($1)', [origin]);
-    const head = rows[0]!;
-    if (head.mac_key_id !== null && head.mac_key_id !== macKey.keyId) {
-      throw new UnavailableError(SEAM, 'The chain was written under another MAC key.');
-    }
+    const row = rows[0]!;
     const nowMs = clock.nowMs();
-    const records = await sealEntries({
-      origin,
-      seq: integer(head.seq) + 1,
-      prevMac: bytesOf(head.mac),
-      nowMs,
-      key: macKey,
-      entries,
-    });
+    const head = { seq: integer(row.seq) + 1, prevMac: bytesOf(row.mac), macKeyId: row.mac_key_id };
+    const records = await continueChain({ ...options, head, nowMs, entries });
+    // A change of the key, which no caller gave, is the first where there is one.
+    const changes = records.length - entries.length;
+    const copies = [...records.slice(0, changes).map(({ bytes }) => JSON.parse(fromUtf8(bytes)) as AuditEntry), ...entries];
     await tx.query(
       `INSERT INTO keyguard.secret_audit_logs (origin, seq, ts_ms, actor, device_id, action, resource, outcome, ip, request_id,
-          entry, prev_mac, mac, mac_key_id)
+          entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id)
         SELECT $1, r.seq, $2::bigint, r.actor, r.device_id, r.action, r.resource, r.outcome, r.ip, r.request_id,
-          decode(r.entry, 'base64'), decode(r.prev_mac, 'base64'), decode(r.mac, 'base64'), $3
-        FROM unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
-          $12::text[], $13::text[], $14::text[])
+          decode(r.entry, 'base64'), decode(r.prev_mac, 'base64'), decode(r.mac, 'base64'), $3,
+          CASE r.seq WHEN $4::bigint THEN decode($5, 'base64') END, CASE r.seq WHEN $4::bigint THEN $6 END
+        FROM unnest($7::bigint[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+          $15::text[], $16::text[], $17::text[])
           AS r (seq, actor, device_id, action, resource, outcome, ip, request_id, entry, prev_mac, mac)`,
       [
         origin,
         nowMs,
-        macKey.keyId,
+        records[0]!.macKeyId,
+        ...handoverColumns(records[0]!),
         records.map((r) => r.seq),
-        entries.map((e) => column(e.actor)),
-        entries.map((e) => column(e['device_id'])),
-        entries.map((e) => column(e.action)),
-        entries.map((e) => column(e['resource'])),
-        entries.map((e) => column(e.outcome)),
-        entries.map((e) => column(e['ip'])),
-        entries.map((e) => column(e['request_id'])),
+        copies.map((e) => column(e.actor)),
+        copies.map((e) => column(e['device_id'])),
+        copies.map((e) => column(e.action)),
+        copies.map((e) => column(e['resource'])),
+        copies.map((e) => column(e.outcome)),
+        copies.map((e) => column(e['ip'])),
+        copies.map((e) => column(e['request_id'])),
         records.map((r) => base64(r.bytes)),
         records.map((r) => base64(r.prevMac)),
         records.map((r) => base64(r.mac)),
       ],
     );
-    return records;
+    return records.slice(changes);
   }
 
   async function write(client: SqlClient, batch: readonly Waiting[]): Promise<void> {
@@ -180,12 +186,7 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     if (!isClient(sql)) throw new UsageError('invalid_option', 'Inside a transaction append with appendIn.');
     if (entries.length === 0) return [];
     // Here, and not only when it is sealed: an entry that has no form must not fail those that share its batch.
-    for (const entry of entries) {
-      canonicalJson(entry);
-      if (RESERVED.some((name) => Object.hasOwn(entry, name))) {
-        throw new UsageError('invalid_option', 'origin, seq and ts of an audit entry are added by the chain.');
-      }
-    }
+    for (const entry of entries) checkEntry(entry);
     if (waitingEntries + entries.length > maxWaitingEntries) {
       throw new UnavailableError(SEAM, 'Too many audit entries are waiting.', { code: 'overloaded' });
     }
