@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { canonicalJson, parseCanonicalJson } from '../src/canonical-json.ts';
-import { RejectedError, UsageError } from '../src/errors.ts';
+import type { RejectedError, UsageError } from '../src/errors.ts';
 import {
   apply,
   decide,
