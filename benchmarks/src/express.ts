@@ -8,7 +8,6 @@ import { rowsOf, type Row, type Suite } from './results.ts';
 import { pairedMedian } from './rounds.ts';
 
 const CONNECTIONS = 48;
-const FIRST_REQUESTS = 2000;
 
 const CONTESTANTS = {
   'node:http': { carriage: 'none', kind: 'limit' },
@@ -42,13 +41,15 @@ export const express: Suite = async ({ quick }) => {
 
     const rates = new Map<ServerName, number[]>(names.map((name) => [name, []]));
     const requests = new Map<ServerName, number>();
-    const rounds = quick ? 4 : 12;
-    const sliceSeconds = quick ? 0.25 : 0.7;
-    // Two warm-up rounds; the second also tells how many requests make a slice.
-    for (let round = -2; round < rounds; round += 1) {
+    const rounds = quick ? 4 : 16;
+    const sliceSeconds = quick ? 0.25 : 0.6;
+    // Only after some ten thousand requests has V8 compiled what it will compile.
+    const warmUpRequests = quick ? [4000, 2000] : [6000, 6000, 3000];
+    for (let round = -warmUpRequests.length; round < rounds; round += 1) {
       for (let turn = 0; turn < servers.length; turn += 1) {
         const { name, port } = servers[(turn + Math.abs(round)) % servers.length]!;
-        const rate = await drive({ port, carriage: CONTESTANTS[name].carriage, requests: requests.get(name) ?? FIRST_REQUESTS, connections: CONNECTIONS });
+        const count = warmUpRequests[warmUpRequests.length + round] ?? requests.get(name)!;
+        const rate = await drive({ port, carriage: CONTESTANTS[name].carriage, requests: count, connections: CONNECTIONS });
         if (round < 0) requests.set(name, Math.max(500, Math.round(rate * sliceSeconds)));
         else rates.get(name)!.push(rate);
       }

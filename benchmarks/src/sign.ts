@@ -31,7 +31,7 @@ export const sign: Suite = async ({ quick }) => {
   const timings = await timeInTurn({
     operations: 50,
     rounds: quick ? 40 : 160,
-    warmUpRounds: quick ? 15 : 30,
+    warmUpRounds: quick ? 40 : 120,
     contestants: [
       {
         name: LIMIT,

@@ -65,7 +65,8 @@ export const verify: Suite = async ({ quick }) => {
   };
 
   const rounds = quick ? 40 : 160;
-  const warmUpRounds = quick ? 15 : 30;
+  // Only after some thousand calls has V8 compiled what it will compile.
+  const warmUpRounds = quick ? 60 : 160;
   const timings = await timeInTurn({
     operations: OPERATIONS,
     rounds,

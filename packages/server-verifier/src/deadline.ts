@@ -3,6 +3,9 @@
  * are, never costs a timer.
  */
 
+/** What an answer that did not come is told as. */
+export const TIMED_OUT = Symbol('timed out');
+
 interface Waiting {
   settled: boolean;
   timer: NodeJS.Timeout | undefined;
@@ -20,24 +23,28 @@ function watchFresh(): void {
   }
 }
 
-/** Settles as `answer` does, or with what `late` makes when `timeoutMs` have passed since this turn of the event loop. */
-export function within<T>(timeoutMs: number, answer: Promise<T>, late: () => Error): Promise<T> {
+/**
+ * Resolves as `answer` does and rejects with what `failed` makes of its error, or of {@link TIMED_OUT} when `timeoutMs` have passed since this
+ * turn of the event loop.
+ */
+export function within<T>(timeoutMs: number, answer: Promise<T>, failed: (error: unknown) => Error): Promise<T> {
   return new Promise((resolve, reject) => {
-    const waiting: Waiting = { settled: false, timer: undefined, timeoutMs, expire: () => reject(late()) };
-    const settle = (): void => {
-      waiting.settled = true;
-      clearTimeout(waiting.timer);
-    };
+    const waiting: Waiting = { settled: false, timer: undefined, timeoutMs, expire: () => reject(failed(TIMED_OUT)) };
     if (fresh.push(waiting) === 1) setImmediate(watchFresh);
     answer.then(
       (value) => {
-        settle();
+        settle(waiting);
         resolve(value);
       },
       (error: unknown) => {
-        settle();
-        reject(error as Error);
+        settle(waiting);
+        reject(failed(error));
       },
     );
   });
+}
+
+function settle(waiting: Waiting): void {
+  waiting.settled = true;
+  if (waiting.timer !== undefined) clearTimeout(waiting.timer);
 }

@@ -16,12 +16,12 @@ export function rateLimiter(limiter: RateLimiterAbstract): RateLimiter {
     };
   };
   return {
-    async peek(key: string, limit: number = limiter.points): Promise<RateDecision> {
-      return decide(await limiter.get(key), limit, 1);
+    peek(key: string, limit: number = limiter.points): Promise<RateDecision> {
+      return limiter.get(key).then((result) => decide(result, limit, 1));
     },
     // `penalty` counts without comparing, so that one limiter serves devices with limits of their own.
-    async consume(key: string, cost: number, limit: number = limiter.points): Promise<RateDecision> {
-      return decide(await limiter.penalty(key, cost), limit, 0);
+    consume(key: string, cost: number, limit: number = limiter.points): Promise<RateDecision> {
+      return limiter.penalty(key, cost).then((result) => decide(result, limit, 0));
     },
   };
 }

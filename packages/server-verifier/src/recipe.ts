@@ -20,7 +20,7 @@ import type {
 } from '@keyguard/core/seams';
 import { assertFresh, readSignedHead, type ReceivedHead, type SignedHead, type TimeWindow } from '@keyguard/core/verify';
 import { systemClock } from '@keyguard/core/system';
-import { within } from './deadline.ts';
+import { TIMED_OUT, within } from './deadline.ts';
 import { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
 import { memoryRateLimiter } from './limits.ts';
 import { nodePrimitives } from './node-primitives.ts';
@@ -118,10 +118,9 @@ export function ask<T>(seam: string, timeoutMs: number, call: () => MaybePromise
     const answer = call();
     // A seam that answers at once must not pay for a promise.
     if (!isPromise(answer)) return answer;
-    const late = (): Error => new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`);
-    return within(timeoutMs, answer, late).catch((error: unknown) => {
-      throw failed(seam, error);
-    });
+    return within(timeoutMs, answer, (error) =>
+      error === TIMED_OUT ? new UnavailableError(seam, `The ${seam} did not answer within ${timeoutMs} ms.`) : failed(seam, error),
+    );
   } catch (error) {
     throw failed(seam, error);
   }
