@@ -6,6 +6,7 @@
  *
  * @see docs/spec/vault.md
  */
+import { AES_KEY_BYTES as KEY_BYTES, gcmDecrypt, gcmEncrypt, hkdf, hkdfBytes, importAesKey, IV_BYTES, pbkdf2, TAG_BYTES } from './algorithms.ts';
 import { concat, equalBytes, u32, utf8 } from './bytes.ts';
 import { RejectedError, UnavailableError, UsageError } from './errors.ts';
 import type { Bytes, KeyProvider, Random, WrappedKey } from './seams.ts';
@@ -17,9 +18,6 @@ export const MIN_PBKDF2_ITERATIONS = 100_000;
 export const MAX_PBKDF2_ITERATIONS = 2_000_000;
 export const DEFAULT_PBKDF2_ITERATIONS = 600_000;
 
-const KEY_BYTES = 32;
-const IV_BYTES = 12;
-const TAG_BYTES = 16;
 const CHECK_BYTES = 32;
 const WRITTEN_SALT_BYTES = 16;
 const MIN_SALT_BYTES = 16;
@@ -34,7 +32,9 @@ const SALT_LENGTH_AT = 9;
 const SALT_AT = 10;
 
 const LONE_SURROGATE = /[\uD800-\uDFFF]/u;
-const NO_SALT: Bytes = /* @__PURE__ */ new Uint8Array(0);
+const NO_PREFIX: Bytes = /* @__PURE__ */ new Uint8Array(0);
+const WRAP_LABEL: Bytes = /* @__PURE__ */ utf8('kg-passphrase-wrap-v1');
+const CHECK_LABEL: Bytes = /* @__PURE__ */ utf8('kg-passphrase-check-v1');
 
 /** Whether `value` is text with one UTF-8 form of its own, and not empty. */
 export function isNonEmptyText(value: unknown): value is string {
@@ -44,11 +44,6 @@ export function isNonEmptyText(value: unknown): value is string {
 /** Each field preceded by its length (u32, big-endian): different lists of fields never give the same bytes. */
 export function lengthPrefixed(...fields: readonly Uint8Array[]): Bytes {
   return concat(...fields.flatMap((field) => [u32(field.length), field]));
-}
-
-/** HKDF-SHA-256 with an empty salt, told apart by `label`. */
-export function hkdf(label: string): HkdfParams {
-  return { name: 'HKDF', hash: 'SHA-256', salt: NO_SALT, info: utf8(label) };
 }
 
 /** The one answer to everything that does not open. It carries neither cause nor detail, so that nothing can be told apart. */
@@ -67,18 +62,12 @@ function gcmKeyProvider(crypto: Crypto, random: Random, kekId: string, key: Cryp
   const { subtle } = crypto;
   const head = concat(prefix, WRAP_HEADER);
   const kekIdBytes = utf8(kekId);
-  const gcm = (iv: Bytes, context: Bytes): AesGcmParams => ({
-    name: 'AES-GCM',
-    iv,
-    additionalData: lengthPrefixed(WRAP_HEADER, kekIdBytes, prefix, context),
-    tagLength: TAG_BYTES * 8,
-  });
+  const aad = (context: Bytes): Bytes => lengthPrefixed(WRAP_HEADER, kekIdBytes, prefix, context);
   return {
     async wrap(dek: Bytes, context: Bytes): Promise<WrappedKey> {
       if (dek.length !== KEY_BYTES) throw new UsageError('invalid_option', 'Only keys of 32 bytes are wrapped.');
       const iv = drawBytes(random, IV_BYTES);
-      const encrypted = await subtle.encrypt(gcm(iv, context), key, dek);
-      return { kekId, bytes: concat(head, iv, new Uint8Array(encrypted)) };
+      return { kekId, bytes: concat(head, iv, await gcmEncrypt(subtle, key, iv, aad(context), dek)) };
     },
     async unwrap(wrapped: WrappedKey, context: Bytes): Promise<Bytes> {
       try {
@@ -93,7 +82,7 @@ function gcmKeyProvider(crypto: Crypto, random: Random, kekId: string, key: Cryp
           throw vaultOpenFailed();
         }
         const iv = bytes.subarray(ivAt, encryptedAt);
-        return new Uint8Array(await subtle.decrypt(gcm(iv, context), key, bytes.subarray(encryptedAt)));
+        return await gcmDecrypt(subtle, key, iv, aad(context), bytes.subarray(encryptedAt));
       } catch {
         throw vaultOpenFailed();
       }
@@ -124,9 +113,8 @@ export interface AesKeyProviderOptions {
 export async function aesKeyProvider(options: AesKeyProviderOptions): Promise<KeyProvider> {
   const { kekId, key, crypto = globalThis.crypto } = options;
   checkKekId(kekId);
-  if (key.length !== KEY_BYTES) throw new UsageError('invalid_option', 'A key encryption key has 32 bytes.');
-  const imported = await crypto.subtle.importKey('raw', key, 'AES-GCM', false, ['encrypt', 'decrypt']);
-  return gcmKeyProvider(crypto, options.random ?? webCryptoRandom(crypto), kekId, imported, NO_SALT);
+  const imported = await importAesKey(crypto.subtle, key);
+  return gcmKeyProvider(crypto, options.random ?? webCryptoRandom(crypto), kekId, imported, NO_PREFIX);
 }
 
 let deriving = false;
@@ -218,9 +206,7 @@ async function stretch(subtle: SubtleCrypto, passphrase: string, parameters: Pas
   const password = utf8(passphrase.normalize('NFC'));
   let secret: Bytes | undefined;
   try {
-    const base = await subtle.importKey('raw', password, 'PBKDF2', false, ['deriveBits']);
-    const pbkdf2 = { name: 'PBKDF2', hash: 'SHA-256', salt, iterations };
-    secret = new Uint8Array(await subtle.deriveBits(pbkdf2, base, KEY_BYTES * 8));
+    secret = await pbkdf2(subtle, password, salt, iterations);
     return await subtle.importKey('raw', secret, 'HKDF', false, ['deriveKey', 'deriveBits']);
   } finally {
     password.fill(0);
@@ -254,14 +240,13 @@ export async function passphraseKey(passphrase: string, options: PassphraseKeyOp
   const parameters =
     given === undefined ? newParameters(random, wanted ?? DEFAULT_PBKDF2_ITERATIONS) : readParameters(given);
   const secret = await oneAtATime(() => stretch(subtle, passphrase, parameters));
-  const [key, checkBits] = await Promise.all([
-    subtle.deriveKey(hkdf('kg-passphrase-wrap-v1'), secret, { name: 'AES-GCM', length: 256 }, false, [
+  const [key, check] = await Promise.all([
+    subtle.deriveKey(hkdf(WRAP_LABEL), secret, { name: 'AES-GCM', length: 256 }, false, [
       'encrypt',
       'decrypt',
     ]),
-    subtle.deriveBits(hkdf('kg-passphrase-check-v1'), secret, CHECK_BYTES * 8),
+    hkdfBytes(subtle, secret, CHECK_LABEL),
   ]);
-  const check = new Uint8Array(checkBits);
   // GCM alone would let one crafted wrapped key try several passphrases at once; this value fits only one.
   if (parameters.check !== null && !equalBytes(parameters.check, check)) throw vaultOpenFailed();
   const header = concat(parameters.bytes, check);

@@ -7,9 +7,10 @@
  *
  * @see docs/spec/vault.md for the exact bytes
  */
+import { gcmDecrypt, gcmEncrypt, hkdf, IV_BYTES, TAG_BYTES } from './algorithms.ts';
 import { concat, u32, utf8 } from './bytes.ts';
 import { isUnavailable, UsageError } from './errors.ts';
-import { drawBytes, hkdf, isNonEmptyText, lengthPrefixed, vaultOpenFailed } from './key-provider.ts';
+import { drawBytes, isNonEmptyText, lengthPrefixed, vaultOpenFailed } from './key-provider.ts';
 import type { Bytes, KeyProvider, Random } from './seams.ts';
 import { webCryptoRandom } from './system.ts';
 
@@ -23,14 +24,12 @@ const DEK_BYTES = 32;
 const DEK_ID_AT = 5;
 const DEK_ID_BYTES = 16;
 const IV_AT = 21;
-const IV_BYTES = 12;
 const COMMITMENT_AT = 33;
 const CIPHERTEXT_AT = 65;
-const TAG_BYTES = 16;
 
-const ENCRYPTION_LABEL = 'kg-vault-enc-v1';
-const COMMITMENT_LABEL = 'kg-vault-com-v1';
-const DEK_LABEL = 'kg-vault-dek-v1';
+const ENCRYPTION_LABEL: Bytes = /* @__PURE__ */ utf8('kg-vault-enc-v1');
+const COMMITMENT_LABEL: Bytes = /* @__PURE__ */ utf8('kg-vault-com-v1');
+const DEK_LABEL: Bytes = /* @__PURE__ */ utf8('kg-vault-dek-v1');
 
 /** Where a value lives. All of it is authenticated and none of it is stored in the envelope. Trusted: the caller's own. */
 export interface VaultPlace {
@@ -98,7 +97,7 @@ function valueAad(place: VaultPlace, dekId: Bytes): Bytes {
 }
 
 function dekContext(place: VaultPlace, dekId: Bytes): Bytes {
-  return lengthPrefixed(utf8(DEK_LABEL), ...placeFields(place, dekId));
+  return lengthPrefixed(DEK_LABEL, ...placeFields(place, dekId));
 }
 
 interface ValueKeys {
@@ -121,10 +120,6 @@ async function deriveKeys(
     subtle.deriveKey(hkdf(COMMITMENT_LABEL), base, hmac, false, [commitmentUse]),
   ]);
   return { encryption, commitment };
-}
-
-function gcm(header: Bytes, aad: Bytes): AesGcmParams {
-  return { name: 'AES-GCM', iv: header.slice(IV_AT), additionalData: aad, tagLength: TAG_BYTES * 8 };
 }
 
 /**
@@ -153,9 +148,9 @@ export async function seal(plaintext: Bytes, place: VaultPlace, options: SealOpt
     ]);
     const [commitment, encrypted] = await Promise.all([
       subtle.sign('HMAC', keys.commitment, concat(header, new Uint8Array(aadHash))),
-      subtle.encrypt(gcm(header, aad), keys.encryption, plaintext),
+      gcmEncrypt(subtle, keys.encryption, header.slice(IV_AT), aad, plaintext),
     ]);
-    const ciphertext = concat(header, new Uint8Array(commitment), new Uint8Array(encrypted));
+    const ciphertext = concat(header, new Uint8Array(commitment), encrypted);
     return { ciphertext, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
   } finally {
     dek.fill(0);
@@ -216,7 +211,7 @@ export async function open(sealed: SealedValue, place: VaultPlace, options: Open
       const committed = concat(header, new Uint8Array(aadHash));
       // GCM does not commit to its key: one ciphertext can be made to open under two. `verify` compares in constant time.
       if (!(await subtle.verify('HMAC', keys.commitment, commitment, committed))) throw vaultOpenFailed();
-      return new Uint8Array(await subtle.decrypt(gcm(header, aad), keys.encryption, encrypted));
+      return await gcmDecrypt(subtle, keys.encryption, header.slice(IV_AT), aad, encrypted);
     } finally {
       dek.fill(0);
     }
