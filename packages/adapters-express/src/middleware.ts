@@ -3,10 +3,11 @@
  * nothing; what is verified is the original target and the raw bytes, whatever routers and proxies made of them.
  */
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
-import { isRejected, isUnavailable, UsageError, type RejectedError, type UnavailableError } from '@keyguard/core/errors';
+import { isRejected, isUnavailable, UnavailableError, UsageError, type RejectedError } from '@keyguard/core/errors';
 import type { IncomingRequest, VerifiedRequest, Verifier, VerifyOptions } from '@keyguard/server-verifier';
 import { describeRejection, type RejectionAnswer } from '@keyguard/server-verifier/rejection';
-import { readRawBody, type BodyBudget } from './raw-body.ts';
+import type { Policy } from '@keyguard/server-verifier/policy';
+import { bodyBudget, readRawBody } from './raw-body.ts';
 
 declare global {
   namespace Express {
@@ -32,7 +33,7 @@ export interface KeyguardMiddlewareOptions extends VerifyOptions {
 export function keyguard(verifier: Verifier, options: KeyguardMiddlewareOptions = {}): RequestHandler {
   if (typeof verifier?.verify !== 'function') throw new UsageError('invalid_option', 'keyguard() needs the verifier of createVerifier().');
   const { sendRejection = sendProblem, ...verifyOptions } = options;
-  const receive = receiver();
+  const receive = receiver(verifier.policy);
   return async (request, response, next) => {
     let verified: VerifiedRequest;
     try {
@@ -58,27 +59,19 @@ export function verifiedRequest(request: Request): VerifiedRequest {
 export type Receiver = <T>(request: Request, recipe: (incoming: IncomingRequest) => Promise<T>) => Promise<T>;
 
 /** One per door: each has its own budget of unverified bytes. */
-export function receiver(): Receiver {
-  const budget: BodyBudget = { heldBytes: 0 };
-  return async (request, recipe) => {
-    let heldBytes = 0;
-    try {
-      return await recipe({
+export function receiver({ maxUnverifiedBytes }: Policy): Receiver {
+  const budget = bodyBudget(maxUnverifiedBytes);
+  return (request, recipe) =>
+    budget((charge) =>
+      recipe({
         method: request.method,
         // Routers strip their mount path from `url`; the caller signed the original.
         target: request.originalUrl,
         rawHeaders: request.rawHeaders,
         ip: request.ip ?? null,
-        async body(policy) {
-          const bytes = await readRawBody(request, policy, budget);
-          heldBytes = bytes.length;
-          return bytes;
-        },
-      });
-    } finally {
-      budget.heldBytes -= heldBytes;
-    }
-  };
+        body: (policy) => readRawBody(request, policy, charge),
+      }),
+    );
 }
 
 /** Answers a refusal; hands anything else (a mistake in the program) to Express. */
@@ -95,15 +88,20 @@ export function refuse(
     next(error);
     return;
   }
-  const answer = describeRejection(error, safeNowMs(error, clock));
+  const answer = describe(error, clock);
   response.status(answer.status).set(answer.headers);
   // The rest of an unread body would otherwise be taken for the next request's head, or be read for nothing.
   if (!request.complete) response.set('connection', 'close');
   sendRejection(answer, request, response);
 }
 
-function safeNowMs(error: RejectedError | UnavailableError, clock: { nowMs(): number }): number {
-  return error.code === 'timestamp_out_of_window' ? clock.nowMs() : 0;
+function describe(error: RejectedError | UnavailableError, clock: { nowMs(): number }): RejectionAnswer {
+  if (error.code !== 'timestamp_out_of_window') return describeRejection(error, 0);
+  try {
+    return describeRejection(error, clock.nowMs());
+  } catch (cause) {
+    return describeRejection(new UnavailableError('clock', 'The clock failed.', { cause }), 0);
+  }
 }
 
 /** RFC 9457 `application/problem+json`. */

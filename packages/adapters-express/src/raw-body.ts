@@ -7,63 +7,91 @@ import { RejectedError, UnavailableError, UsageError } from '@keyguard/core/erro
 import type { Bytes } from '@keyguard/core/seams';
 import type { Policy } from '@keyguard/server-verifier/policy';
 
-const EMPTY: Bytes = new Uint8Array(0);
+const FIRST_BYTES = 16 * 1024;
 
-/** The bytes that a server holds before they are verified, counted over all its requests. */
-export interface BodyBudget {
-  heldBytes: number;
+/** Takes memory into account before it is allocated. @throws UnavailableError `overloaded` */
+export type Charge = (bytes: number) => void;
+
+/** Runs `work`, and gives back afterwards what it charged. */
+export type BodyBudget = <T>(work: (charge: Charge) => Promise<T>) => Promise<T>;
+
+/** The bytes that may be held at a time by all who share the budget. */
+export function bodyBudget(maxBytes: number): BodyBudget {
+  let heldBytes = 0;
+  return async (work) => {
+    let ownBytes = 0;
+    try {
+      return await work((bytes) => {
+        if (heldBytes + bytes > maxBytes) {
+          throw new UnavailableError('body_budget', 'Too many unverified bytes are in flight.', { code: 'overloaded' });
+        }
+        heldBytes += bytes;
+        ownBytes += bytes;
+      });
+    } finally {
+      heldBytes -= ownBytes;
+    }
+  };
 }
 
 /**
- * The body of `request`, at most `policy.maxBodyBytes`. Its bytes stay on the budget until the caller takes them off; after an
- * error none do.
+ * The body of `request`, at most `policy.maxBodyBytes`. What the headers say of it is not believed: the stream is read to its
+ * end, also where they announce nothing, because a server may have dropped the header that did.
  * @throws RejectedError `body_too_large`, `request_timeout`, `malformed_request` (the caller left)
- * @throws UnavailableError `overloaded` when all unverified bodies together would exceed `policy.maxUnverifiedBytes`
+ * @throws UnavailableError as `charge` throws it
  * @throws UsageError `invalid_option` when something else has read the body before
  */
-export function readRawBody(request: IncomingMessage & { body?: unknown }, policy: Policy, budget: BodyBudget): Promise<Bytes> | Bytes {
-  const { headers } = request;
-  if (headers['content-length'] === undefined && headers['transfer-encoding'] === undefined) return EMPTY;
-  if (request.readableDidRead || request.readableEnded || request.body !== undefined) {
+export function readRawBody(request: IncomingMessage & { body?: unknown }, policy: Policy, charge: Charge): Promise<Bytes> {
+  if (request.readableDidRead || request.body !== undefined) {
     throw new UsageError('invalid_option', 'Another parser has read the body: mount keyguard() before express.json() and its like.');
   }
-  const declared = Number(headers['content-length'] ?? 0);
+  if (request.destroyed) throw endedEarly();
+  const declared = Number(request.headers['content-length'] ?? 0);
   if (declared > policy.maxBodyBytes) throw tooLarge();
-  if (budget.heldBytes + declared > policy.maxUnverifiedBytes) throw overloaded();
-  return receive(request, policy, budget);
-}
 
-function receive(request: IncomingMessage, policy: Policy, budget: BodyBudget): Promise<Bytes> {
   return new Promise((resolve, reject) => {
-    const chunks: Buffer[] = [];
+    // One buffer that grows: a list of chunks would cost many times what they hold, if someone sends them one byte each.
+    let buffer: Buffer = Buffer.alloc(0);
     let length = 0;
 
     const settle = (): void => {
       clearTimeout(timer);
       request.off('data', onData).off('end', onEnd).off('error', onGone).off('close', onGone);
     };
-    const fail = (error: Error): void => {
+    const fail = (error: unknown): void => {
       settle();
-      budget.heldBytes -= length;
       request.pause();
-      reject(error);
+      reject(error as Error);
+    };
+    const makeRoom = (needed: number): void => {
+      const wanted = Math.max(needed, Math.min(Math.max(2 * buffer.length, FIRST_BYTES), declared || policy.maxBodyBytes));
+      charge(wanted - buffer.length);
+      const larger = Buffer.allocUnsafeSlow(wanted);
+      buffer.copy(larger, 0, 0, length);
+      buffer = larger;
     };
     const onData = (chunk: Buffer): void => {
-      length += chunk.length;
-      budget.heldBytes += chunk.length;
-      if (length > policy.maxBodyBytes) fail(tooLarge());
-      else if (budget.heldBytes > policy.maxUnverifiedBytes) fail(overloaded());
-      else chunks.push(chunk);
+      const needed = length + chunk.length;
+      try {
+        if (needed > policy.maxBodyBytes) throw tooLarge();
+        if (length === 0 && chunk.length === declared) {
+          charge(declared);
+          buffer = chunk;
+        } else {
+          if (needed > buffer.length) makeRoom(needed);
+          chunk.copy(buffer, length);
+        }
+        length = needed;
+      } catch (error) {
+        fail(error);
+      }
     };
     const onEnd = (): void => {
       settle();
-      resolve((chunks.length === 1 ? chunks[0] : Buffer.concat(chunks, length)) as Bytes);
+      resolve(buffer.subarray(0, length) as Bytes);
     };
-    const onGone = (): void => fail(new RejectedError('malformed_request', 'The body ended early.', { detail: 'body ended early' }));
-    const timer = setTimeout(
-      () => fail(new RejectedError('request_timeout', 'The body did not arrive in time.')),
-      policy.bodyTimeoutMs,
-    );
+    const onGone = (): void => fail(endedEarly());
+    const timer = setTimeout(() => fail(new RejectedError('request_timeout', 'The body did not arrive in time.')), policy.bodyTimeoutMs);
     request.on('data', onData).on('end', onEnd).on('error', onGone).on('close', onGone);
   });
 }
@@ -72,6 +100,6 @@ function tooLarge(): RejectedError {
   return new RejectedError('body_too_large', 'The body is larger than this server accepts.');
 }
 
-function overloaded(): UnavailableError {
-  return new UnavailableError('body_budget', 'Too many unverified bytes are in flight.', { code: 'overloaded' });
+function endedEarly(): RejectedError {
+  return new RejectedError('malformed_request', 'The body ended early.', { detail: 'body ended early' });
 }

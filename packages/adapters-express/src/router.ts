@@ -16,7 +16,7 @@ export interface EnrollmentRouterOptions {
 
 export function enrollmentRouter({ verifier, enrollment, sendRejection = sendProblem }: EnrollmentRouterOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  const receive = receiver();
+  const receive = receiver(verifier.policy);
 
   router.post('/enroll', async (request, response, next) => {
     try {

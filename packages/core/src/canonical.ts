@@ -60,11 +60,6 @@ const IGNORED: ReadonlySet<string> = new Set([
 
 const GUARDED_PREFIX = /^(?:anthropic|openai|x-goog|x-keyguard)-/;
 
-/** Whether a header of this lower-case name is signed when present. */
-export function isCoveredHeader(name: string): boolean {
-  return COVERED.has(name);
-}
-
 /**
  * Whether a header of this lower-case name must be refused: it looks as if it changed what a provider call means, yet version
  * 1 does not sign it, and dropping it in silence could change the call or whom it bills.
@@ -78,7 +73,6 @@ const KEY_ID = /^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$/;
 const TIMESTAMP = /^[1-9][0-9]{9}$/;
 const NONCE = /^[A-Za-z0-9_-]{21}[AQgw]$/;
 const BODY_SHA256 = /^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$/;
-const SIGNATURE = /^[A-Za-z0-9+/]{85}[AQgw]==$/;
 const METHOD = /^[A-Z]{1,16}$/;
 const AUTHORITY = /^(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?$/;
 const FIELD_VALUE = /^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$/;
@@ -91,7 +85,6 @@ export const isKeyId = (text: string): boolean => KEY_ID.test(text);
 export const isTimestamp = (text: string): boolean => TIMESTAMP.test(text);
 export const isNonce = (text: string): boolean => NONCE.test(text);
 export const isBodySha256 = (text: string): boolean => BODY_SHA256.test(text);
-export const isSignature = (text: string): boolean => SIGNATURE.test(text);
 export const isMethod = (text: string): boolean => METHOD.test(text);
 /** Lower-case `host` or `host:port`, with no default port. */
 export const isAuthority = (text: string): boolean => text.length <= 261 && AUTHORITY.test(text);

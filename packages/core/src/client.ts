@@ -11,6 +11,7 @@ import { createSigner, type Signer } from './sign.ts';
 import { systemClock } from './system.ts';
 
 const MAX_CLOCK_CORRECTION_MS = 24 * 60 * 60 * 1000;
+const CLOCK_REFUSED: RejectionCode = 'timestamp_out_of_window';
 const SCHEME = /^[a-z][a-z0-9+.-]*:/i;
 const HTTP = /^https?:/i;
 // WHATWG URLs leave these as they are in a path, where the protocol's grammar does not know them.
@@ -67,7 +68,7 @@ export class KeyGuardClient {
     } catch (cause) {
       throw new UsageError('invalid_option', 'origin must be an absolute URL such as https://keyguard.example.com.', { cause });
     }
-    if (!HTTP.test(url.protocol) || url.pathname !== '/' || url.search !== '' || url.hash !== '' || url.username !== '') {
+    if (!HTTP.test(url.protocol) || url.pathname !== '/' || url.search !== '' || url.hash !== '' || url.username !== '' || url.password !== '') {
       throw new UsageError('invalid_option', 'origin must be http(s)://host[:port] and nothing more; a path belongs into basePath.');
     }
     this.#origin = url.origin;
@@ -105,7 +106,7 @@ export class KeyGuardClient {
       body,
     });
     const response = await this.#send(request, {}, key, 'keyguard-enroll-v1');
-    if (response.ok) return readDevice(response);
+    if (response.ok) return readDevice(response, key);
     const refusal = await readRefusal(response);
     if (refusal.code === 'key_exists') return this.#status(key);
     throw refusal;
@@ -147,7 +148,7 @@ export class KeyGuardClient {
 
   async #status(key: SigningKey): Promise<EnrolledDevice> {
     const response = await this.#send(new Request(`${this.#base}/status`), {}, key, 'keyguard-v1');
-    if (response.ok) return readDevice(response);
+    if (response.ok) return readDevice(response, key);
     throw await readRefusal(response);
   }
 
@@ -178,7 +179,7 @@ export class KeyGuardClient {
       });
     };
     const response = await attempt();
-    if (!this.#correctClock(response)) return response;
+    if (!(await this.#correctClock(response))) return response;
     await response.body?.cancel();
     return attempt();
   }
@@ -192,10 +193,13 @@ export class KeyGuardClient {
     return (this.#options.fetch ?? globalThis.fetch)(input, init);
   }
 
-  /** Whether the server told a time that explains its refusal; the correction stays for the requests to come. */
-  #correctClock(response: Response): boolean {
+  /** Whether the server refused the time and told its own; the correction stays for the requests to come. */
+  async #correctClock(response: Response): Promise<boolean> {
     const time = response.headers.get('x-keyguard-time');
     if (response.status !== 401 || time === null || !/^[1-9][0-9]{9}$/.test(time)) return false;
+    // Another 401 on this origin, an upstream's for instance, must not move the clock. A proxy names the code in its dialect.
+    const { code, error } = await readJson(response.clone());
+    if (code !== CLOCK_REFUSED && (error as { code?: unknown } | undefined)?.code !== CLOCK_REFUSED) return false;
     const own = this.#clock.nowMs() - this.#clockCorrectionMs;
     const correction = Number(time) * 1000 - own;
     if (Math.abs(correction) > MAX_CLOCK_CORRECTION_MS) return false;
@@ -213,10 +217,12 @@ async function readJson(response: Response): Promise<Record<string, unknown>> {
   }
 }
 
-async function readDevice(response: Response): Promise<EnrolledDevice> {
-  const { device_id: deviceId, key_id: keyId, status } = await readJson(response);
-  if (typeof deviceId !== 'string' || typeof keyId !== 'string' || typeof status !== 'string') {
-    throw new UnavailableError('server', 'The server answered with something other than a device: is this a KeyGuard server?', {
+// The key id is our own and not what the answer says: people compare it to see that nobody stands between.
+async function readDevice(response: Response, { keyId }: SigningKey): Promise<EnrolledDevice> {
+  const answer = await readJson(response);
+  const { device_id: deviceId, status } = answer;
+  if (typeof deviceId !== 'string' || answer['key_id'] !== keyId || typeof status !== 'string') {
+    throw new UnavailableError('server', 'The server answered with something other than this device: is this a KeyGuard server?', {
       code: 'server_unavailable',
     });
   }

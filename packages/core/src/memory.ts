@@ -74,7 +74,8 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
 
   function purge(nowMs: number): void {
     const nowSeconds = Math.floor(nowMs / 1000);
-    if (nowSeconds <= purgedSeconds) return;
+    if (nowSeconds === purgedSeconds) return;
+    // Also when the clock has stepped back: it may have been wrong before, and what is purged stays refused by the floor.
     purgedSeconds = nowSeconds;
     for (const [second, { pairs, newestSeconds }] of byExpiry) {
       if (second >= nowSeconds) continue;

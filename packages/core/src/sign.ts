@@ -10,6 +10,7 @@ import {
   isAuthority,
   isFieldValue,
   isMethod,
+  isTimestamp,
   isUnsupportedHeader,
   MAX_TARGET_BYTES,
   PROTOCOL_VERSION,
@@ -19,12 +20,14 @@ import {
   type CoveredHeader,
   type SignatureTag,
 } from './canonical.ts';
-import { UsageError } from './errors.ts';
+import { UnavailableError, UsageError } from './errors.ts';
 import { webCryptoPrimitives } from './primitives.ts';
 import type { Bytes, Clock, Primitives, Random, SigningKey } from './seams.ts';
 import { systemClock, webCryptoRandom } from './system.ts';
 
 const NONCE_BYTES = 16;
+// The hash is of the bytes as they are, and one request has one carriage.
+const REFUSED: ReadonlySet<string> = new Set(['content-encoding', 'signature', 'signature-input']);
 
 /** A request as it will go over the wire. */
 export interface UnsignedRequest {
@@ -52,7 +55,8 @@ export type Signer = (request: UnsignedRequest, tag?: SignatureTag) => Promise<R
 
 /**
  * A signer for one key.
- * The signer throws UsageError `target_unsupported` or `header_unsupported` for what no verifier would accept.
+ * The signer throws UsageError `target_unsupported` or `header_unsupported` for what no verifier would accept, and
+ * UnavailableError for a clock that tells no time.
  */
 export function createSigner(options: SignerOptions): Signer {
   const { key, clock = systemClock, random = webCryptoRandom(), primitives = webCryptoPrimitives() } = options;
@@ -74,6 +78,7 @@ export function createSigner(options: SignerOptions): Signer {
     const { contentType, coveredHeaders } = selectHeaders(request.headers);
     const bodySha256 = toBase64(await primitives.sha256(request.body));
     const timestamp = String(Math.floor(clock.nowMs() / 1000));
+    if (!isTimestamp(timestamp)) throw new UnavailableError('clock', 'The clock gave no time that could be signed.');
     const nonce = toBase64Url(random.bytes(NONCE_BYTES));
     const { keyId } = key;
     const base = signatureBase(
@@ -95,7 +100,7 @@ function selectHeaders(headers: UnsignedRequest['headers']): { contentType: stri
   let contentType: string | null = null;
   const present = new Map<string, string>();
   for (const [name, value] of headers) {
-    if (isUnsupportedHeader(name) || name === 'content-encoding') {
+    if (isUnsupportedHeader(name) || REFUSED.has(name)) {
       throw new UsageError('header_unsupported', `The header ${name} is not part of protocol version 1, so it would be refused.`);
     }
     if (name !== 'content-type' && !COVERED_HEADERS.includes(name)) continue;

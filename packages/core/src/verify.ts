@@ -47,6 +47,7 @@ function malformed(detail: string): RejectedError {
   return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request.', { detail });
 }
 
+const MAX_HEADERS = 256;
 const SIGNATURE_BYTES = 64;
 const SIGNATURE_CHARACTERS = 88;
 const OTHER_HEADERS = ['host', 'content-type', 'content-encoding', 'signature', 'signature-input'] as const;
@@ -67,6 +68,9 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
   if (!isMethod(method)) throw malformed('method');
   const split = splitTarget(target);
   if (split === null) throw malformed('target');
+
+  // Far below the number at which servers begin to drop headers in silence.
+  if (rawHeaders.length > 2 * MAX_HEADERS) throw malformed('too many headers');
 
   // One shape from the start, or every request would build it anew.
   const carriage: Carriage = {
@@ -140,7 +144,7 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
     query: split.query,
     bodySha256: demand(carriage, 'x-keyguard-body-sha256', isBodySha256),
     contentType,
-    coveredHeaders: covered,
+    coveredHeaders: Object.freeze(covered),
     timestamp,
     keyId: demand(carriage, 'x-keyguard-key-id', isKeyId),
     nonce: demand(carriage, 'x-keyguard-nonce', isNonce),
@@ -191,8 +195,26 @@ function signatureInvalid(detail: string): RejectedError {
 }
 
 /**
- * Step 4: the body is the one that was hashed, and `key` signed this head for the purpose `tag`. Does the same work whether
- * the hash matches or not.
+ * Step 4, first half: `key` signed this head for the purpose `tag`. The head holds the hash of the body, so this needs no body:
+ * a server reads none for callers who hold no key.
+ * @throws RejectedError `signature_invalid`
+ */
+export async function verifyHead(head: SignedHead, key: VerifyKey, tag: SignatureTag, primitives: Primitives): Promise<void> {
+  const valid = primitives.verify(key, utf8(signatureBase(head, tag)), head.signature);
+  if ((valid instanceof Promise ? await valid : valid) !== true) throw signatureInvalid('signature');
+}
+
+/**
+ * Step 4, second half: these are the bytes whose hash was signed.
+ * @throws RejectedError `signature_invalid`
+ */
+export async function verifyBody(head: SignedHead, body: Bytes, primitives: Pick<Primitives, 'sha256'>): Promise<void> {
+  const hash = primitives.sha256(body);
+  if (toBase64(hash instanceof Promise ? await hash : hash) !== head.bodySha256) throw signatureInvalid('body');
+}
+
+/**
+ * Step 4: `key` signed this head for the purpose `tag`, and these are the bytes whose hash was signed.
  * @throws RejectedError `signature_invalid`
  */
 export async function verifySignature(
@@ -202,12 +224,6 @@ export async function verifySignature(
   tag: SignatureTag,
   primitives: Primitives,
 ): Promise<void> {
-  const hashing = primitives.sha256(body);
-  const checking = primitives.verify(key, utf8(signatureBase(head, tag)), head.signature);
-  // Synchronous primitives must not pay for promises; asynchronous ones run side by side.
-  const [hash, valid] =
-    hashing instanceof Promise || checking instanceof Promise ? await Promise.all([hashing, checking]) : [hashing, checking];
-  const matches = toBase64(hash) === head.bodySha256;
-  if (valid !== true) throw signatureInvalid('signature');
-  if (!matches) throw signatureInvalid('body');
+  await verifyHead(head, key, tag, primitives);
+  await verifyBody(head, body, primitives);
 }

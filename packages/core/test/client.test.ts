@@ -125,7 +125,7 @@ describe('fetch', () => {
   });
 
   it('follows no redirect: signature and body would go along', async () => {
-    answer = () => ({ status: 307, headers: { location: 'http://127.0.0.1:1/' } });
+    answer = ({ request }) => (request.url === '/a' ? { status: 307, headers: { location: `${origin}/b` } } : { status: 200 });
     await expect((await client()).fetch(`${origin}/a`, { method: 'POST', body: 'x' })).rejects.toThrow(TypeError);
     expect(received).toHaveLength(1);
   });
@@ -177,19 +177,51 @@ describe('the clock', () => {
   });
 
   it('is corrected once per call, not for ever', async () => {
-    answer = () => ({ status: 401, headers: { 'x-keyguard-time': String(SERVER) }, body: {} });
-    expect((await (await client()).fetch(`${origin}/a`)).status).toBe(401);
-    expect(received.length).toBeLessThanOrEqual(2);
+    answer = () => ({ status: 401, headers: { 'x-keyguard-time': String(SERVER) }, body: { code: 'timestamp_out_of_window' } });
+    const guard = await client({ clock: { nowMs: () => (SERVER - 3600) * 1000 } });
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(401);
+    expect(received).toHaveLength(2);
+  });
+
+  it.each<[string, number, object]>([
+    ['a 401 of something behind the server', 401, { code: 'invalid_api_key' }],
+    ['a 401 in another dialect', 401, { error: { code: 'invalid_api_key' } }],
+    ['another status', 400, { code: 'timestamp_out_of_window' }],
+  ])('is not moved by %s', async (_name, status, body) => {
+    answer = () => ({ status, headers: { 'x-keyguard-time': String(SERVER) }, body });
+    const guard = await client({ clock: { nowMs: () => (SERVER - 3600) * 1000 } });
+    const response = await guard.fetch(`${origin}/a`);
+    expect({ status: response.status, body: (await response.json()) as object }).toEqual({ status, body });
+    await guard.fetch(`${origin}/a`);
+    expect(received.map(({ request }) => Number(request.headers['x-keyguard-timestamp']))).toEqual([SERVER - 3600, SERVER - 3600]);
+  });
+
+  it('is corrected by a proxy that answers in the dialect of a provider', async () => {
+    answer = ({ request }) =>
+      Math.abs(Number(request.headers['x-keyguard-timestamp']) - SERVER) <= 1
+        ? { status: 200, body: {} }
+        : { status: 401, headers: { 'x-keyguard-time': String(SERVER) }, body: { error: { code: 'timestamp_out_of_window' } } };
+    const guard = await client({ clock: { nowMs: () => SERVER * 1000 + 3_600_000 } });
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(200);
+  });
+
+  it('is not signed when it tells no time', async () => {
+    const guard = await client({ clock: { nowMs: () => Number.NaN } });
+    await expect(guard.fetch(`${origin}/a`)).rejects.toMatchObject({ name: 'UnavailableError' });
+    expect(received).toHaveLength(0);
   });
 });
 
 describe('enroll and status', () => {
-  const device = { device_id: 'd', key_id: 'k', status: 'active' };
+  /** What a server says of the device that asks. */
+  const device = ({ request }: Received, status = 'active') => ({ device_id: 'd', key_id: request.headers['x-keyguard-key-id'], status });
 
   it('proves possession and sends the code in the body only', async () => {
-    answer = () => ({ status: 201, body: device });
+    answer = (asked) => ({ status: 201, body: device(asked) });
     const guard = new KeyGuardClient({ origin, keyStore });
-    expect(await guard.enroll({ code: 'SECRET-CODE', label: 'laptop' })).toEqual({ deviceId: 'd', keyId: 'k', status: 'active' });
+    const { keyId } = await keyStore.getOrCreate('other');
+    expect(await guard.enroll({ code: 'SECRET-CODE', label: 'laptop' })).toEqual({ deviceId: 'd', keyId: (await keyStore.get(new URL(origin).host))!.keyId, status: 'active' });
+    expect(keyId).not.toBe((await guard.status()).keyId);
     await verified(received[0]!, 'keyguard-enroll-v1');
     expect(received[0]!.request.url).toBe('/api/keyguard/enroll');
     expect(JSON.stringify(received[0]!.request.rawHeaders)).not.toContain('SECRET-CODE');
@@ -201,9 +233,9 @@ describe('enroll and status', () => {
   it('asks for the status first when there is a key already, and enrolls it only if the server does not know it', async () => {
     await keyStore.getOrCreate(new URL(origin).host);
     const guard = new KeyGuardClient({ origin, keyStore });
-    answer = () => ({ status: 200, body: device });
+    answer = (asked) => ({ status: 200, body: device(asked) });
     expect(await guard.enroll({ code: 'unused' })).toMatchObject({ deviceId: 'd' });
-    answer = ({ request }) => (request.url!.endsWith('/status') ? { status: 401, body: { code: 'signature_invalid' } } : { status: 201, body: device });
+    answer = (asked) => (asked.request.url!.endsWith('/status') ? { status: 401, body: { code: 'signature_invalid' } } : { status: 201, body: device(asked) });
     expect(await guard.enroll({ code: 'used' })).toMatchObject({ deviceId: 'd' });
     expect(received.map(({ request }) => request.url)).toEqual(['/api/keyguard/status', '/api/keyguard/status', '/api/keyguard/enroll']);
     answer = () => ({ status: 403, body: { code: 'ip_not_allowed' } });
@@ -211,9 +243,14 @@ describe('enroll and status', () => {
   });
 
   it('asks for the status when another caller enrolled the same key meanwhile', async () => {
-    answer = ({ request }) => (request.url!.endsWith('/enroll') ? { status: 409, body: { code: 'key_exists' } } : { status: 200, body: { ...device, status: 'suspended' } });
+    answer = (asked) => (asked.request.url!.endsWith('/enroll') ? { status: 409, body: { code: 'key_exists' } } : { status: 200, body: device(asked, 'suspended') });
     expect(await new KeyGuardClient({ origin, keyStore }).enroll()).toMatchObject({ status: 'suspended' });
     await verified(received[1]!);
+  });
+
+  it('believes its own key id, not the answer’s: that is what people compare', async () => {
+    answer = () => ({ status: 201, body: { device_id: 'd', key_id: 'someone-elses', status: 'active' } });
+    await expect(new KeyGuardClient({ origin, keyStore }).enroll()).rejects.toMatchObject({ code: 'server_unavailable' });
   });
 
   it('tells a refusal by its code and an outage by its own', async () => {
@@ -229,7 +266,7 @@ describe('enroll and status', () => {
   });
 
   it('forgets its key on request and then makes another', async () => {
-    answer = () => ({ status: 201, body: device });
+    answer = (asked) => ({ status: 201, body: device(asked) });
     const guard = new KeyGuardClient({ origin, keyStore });
     await guard.enroll();
     await guard.forget();
@@ -238,7 +275,7 @@ describe('enroll and status', () => {
     expect(received[0]!.request.headers['x-keyguard-key-id']).not.toBe(received[1]!.request.headers['x-keyguard-key-id']);
   });
 
-  it.each(['', 'keyguard.example', 'ftp://a', 'http://a/b', 'http://a?b', 'http://u@a', 'javascript:0'])('refuses %j as an origin', (odd) => {
+  it.each(['', 'keyguard.example', 'ftp://a', 'http://a/b', 'http://a?b', 'http://u@a', 'http://:p@a', 'javascript:0'])('refuses %j as an origin', (odd) => {
     expect(() => new KeyGuardClient({ origin: odd, keyStore })).toThrow(expect.objectContaining({ code: 'invalid_option' }));
   });
 });

@@ -29,6 +29,7 @@ const MAX_BODY_BYTES = 4096;
 const FINGERPRINT = /^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$/;
 // Control characters, bidirectional overrides, lone surrogates, and what else makes a label read as something it is not.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
+const VISIBLE = /[^\s\p{Default_Ignorable_Code_Point}\u2800]/u;
 const MEMBERS = new Set(['jwk', 'code', 'label', 'fingerprint']);
 
 export interface EnrollmentOptions extends VerifierOptions {
@@ -170,8 +171,9 @@ function optionalText(name: string, value: unknown, isValid: (text: string) => b
   return value;
 }
 
-/** 1 to 64 characters, in NFC, that print as what they are. */
+/** 1 to 64 characters, in NFC, at least one of them to be seen, and none that prints as something it is not. */
 function isLabel(text: string): boolean {
   const { length } = [...text];
+  if (!VISIBLE.test(text)) return false;
   return length >= 1 && length <= 64 && text === text.normalize('NFC') && !UNPRINTABLE.test(text);
 }

@@ -42,8 +42,8 @@ export interface IncomingRequest extends ReceivedHead {
   /** The caller's address, from the socket or from proxies that the operator trusts; `null` where there is none. */
   readonly ip: string | null;
   /**
-   * Reads the body, at most `maxBytes`. Called once, and only when the head is well-formed and fresh.
-   * Throws RejectedError `body_too_large` or `request_timeout`.
+   * Reads the body: MUST resolve with all bytes as they were received, whatever the headers say of them, or throw RejectedError
+   * `body_too_large` or `request_timeout`. Called at most once, and only for a head that is well-formed, fresh and signed.
    */
   readonly body: (policy: Policy) => MaybePromise<Bytes>;
 }
@@ -216,6 +216,11 @@ async function importKey(context: VerifierContext, { keyId, publicKey }: Device)
   return key;
 }
 
+/** One answer for everything that could tell an outsider about keys; `detail` is for the audit log. */
+export function signatureInvalid(detail: string): RejectedError {
+  return new RejectedError('signature_invalid', 'The signature does not verify.', { detail });
+}
+
 /** Step 5: the device may call, with this key, from this address. Only the holder of the key may be told. */
 export function demandActive(context: VerifierContext, device: Device, ip: string | null): void {
   if (device.status === 'pending') throw new RejectedError('device_pending', 'This device awaits approval by an administrator.');
@@ -223,7 +228,7 @@ export function demandActive(context: VerifierContext, device: Device, ip: strin
   if (device.status !== 'active') throw new RejectedError('device_revoked', 'This device is revoked for good: enroll a new key.');
   const retiring = device.keyState === 'retiring' && device.keyRetiresAtMs !== null && readClock(context) < device.keyRetiresAtMs;
   if (device.keyState !== 'current' && !retiring) {
-    throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'retired key' });
+    throw signatureInvalid('retired key');
   }
   if (device.ipAllowlist !== null && !matcherOf(device.ipAllowlist)(ip)) throw ipNotAllowed();
 }
@@ -256,6 +261,11 @@ export function claimNonce(context: VerifierContext, { keyId, nonce, createdSeco
   });
 }
 
+// A mistake in the program, for instance another parser before the door, is for its programmer.
+function isUsage(error: unknown): boolean {
+  return error instanceof Error && error.name === 'UsageError';
+}
+
 /** Runs a recipe and reports its refusal before it leaves. */
 export async function reporting<T>(
   context: VerifierContext,
@@ -265,9 +275,12 @@ export async function reporting<T>(
 ): Promise<T> {
   try {
     return await recipe();
-  } catch (error) {
+  } catch (thrown) {
     const { onRejected, policy } = context;
-    if (onRejected !== undefined && (isRejected(error) || isUnavailable(error))) {
+    if (isUsage(thrown)) throw thrown;
+    // Whatever else goes wrong, in the primitives for instance, is an outage: nothing is let through.
+    const error = isRejected(thrown) ? thrown : failed('verifier', thrown);
+    if (onRejected !== undefined) {
       const { ip, method, target } = incoming;
       const path = target.split('?', 1)[0]!.slice(0, 1024);
       await ask('audit', policy.seamTimeoutMs, () => onRejected({ error, ip, method: method.slice(0, 16), path, ...proven }));

@@ -4,9 +4,8 @@
  *
  * @see docs/spec/request-signing.md
  */
-import { RejectedError } from '@keyguard/core/errors';
 import type { Bytes, Device, RateDecision } from '@keyguard/core/seams';
-import { verifySignature } from '@keyguard/core/verify';
+import { verifyBody, verifyHead } from '@keyguard/core/verify';
 import type { CoveredHeader } from '@keyguard/core/canonical';
 import type { Policy } from './policy.ts';
 import {
@@ -21,6 +20,7 @@ import {
   keyOf,
   readClock,
   reporting,
+  signatureInvalid,
   type IncomingRequest,
   type VerifierContext,
   type VerifierOptions,
@@ -28,7 +28,7 @@ import {
 
 export type { IncomingRequest, RejectionEvent, VerifierOptions } from './recipe.ts';
 
-/** A request that a known, active device signed and that is used here for the first time. Frozen. */
+/** A request that a known, active device signed and that is used here for the first time. Frozen, but for the bytes of the body. */
 export interface VerifiedRequest {
   readonly device: Device;
   readonly keyId: string;
@@ -90,19 +90,20 @@ async function verifyInOrder(
   // 1 and 2: syntax, single occurrence, version, target, size; time.
   const head = await admit(context, incoming);
   proven.keyId = head.keyId;
-  const body = await incoming.body(policy);
 
-  // 3: the device; an unknown one costs as much as a known one.
+  // 3: the device; an unknown one costs a signature check like any other.
   const device = await findDevice(context, head.keyId);
   const key = await keyOf(context, device);
 
-  // 4: body hash and signature.
-  const verifying = verifySignature(head, body, key, 'keyguard-v1', context.primitives);
+  // 4: the signature, then the body and its hash. Not a byte of a body is held for callers who have not proven a key.
+  const verifying = verifyHead(head, key, 'keyguard-v1', context.primitives);
   if (device === null) {
     await verifying.catch(() => {});
-    throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'unknown key' });
+    throw signatureInvalid('unknown key');
   }
   await verifying;
+  const body = await incoming.body(policy);
+  await verifyBody(head, body, context.primitives);
   proven.deviceId = device.deviceId;
 
   // 5: what the device may do. From here on the caller has proven to hold the key.
@@ -118,10 +119,13 @@ async function verifyInOrder(
   const rate = await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.consume(device.deviceId, 1, limit));
   demandAllowed(context, rate);
 
-  // 8: the awaits took time; the answer is only given within the window.
+  // 8: the awaits took time; the answer is only given within the window, and for what the device may do now.
   demandFresh(context, head);
+  const present = await findDevice(context, head.keyId);
+  if (present === null) throw signatureInvalid('unknown key');
+  if (!anyStatus) demandActive(context, present, incoming.ip);
   return Object.freeze({
-    device,
+    device: present,
     keyId: head.keyId,
     method: head.method,
     authority: head.authority,
