@@ -1,0 +1,103 @@
+"""docs/spec/request-signing.md sections 2 to 5 and 14: base, hashes, key ids, signatures and both carriages."""
+
+import base64
+import hashlib
+
+from algorithms import ecdsa_public, ecdsa_sign, ecdsa_verify
+
+COVERED = [
+    "anthropic-beta",
+    "anthropic-user-profile-id",
+    "anthropic-version",
+    "anthropic-workspace-id",
+    "idempotency-key",
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+    "x-keyguard-challenge",
+    "x-keyguard-credential",
+    "x-keyguard-token",
+]
+
+
+def unbase64url(text):
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def base64url(data):
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def point(jwk):
+    return tuple(int.from_bytes(unbase64url(jwk[name]), "big") for name in "xy")
+
+
+def thumbprint(jwk):
+    text = '{{"crv":"{crv}","kty":"{kty}","x":"{x}","y":"{y}"}}'.format(**jwk)
+    return base64url(hashlib.sha256(text.encode()).digest())
+
+
+def params(case):
+    names = ["@method", "@authority", "@path", "@query", "content-digest"]
+    names += [name for name in ["content-type", *COVERED] if name in case["headers"]]
+    items = " ".join(f'"{name}"' for name in names)
+    return f'({items});created={case["created"]};keyid="{case["keyId"]}";nonce="{case["nonce"]}";tag="{case["tag"]}"'
+
+
+def signature_base(case, body_sha256):
+    lines = [
+        f'"@method": {case["method"]}',
+        f'"@authority": {case["authority"]}',
+        f'"@path": {case["path"]}',
+        f'"@query": ?{case["query"]}',
+        f'"content-digest": sha-256=:{body_sha256}:',
+    ]
+    lines += [f'"{name}": {case["headers"][name]}' for name in ["content-type", *COVERED] if name in case["headers"]]
+    return "\n".join([*lines, f'"@signature-params": {params(case)}'])
+
+
+def _flipped(data, at):
+    return bytes(byte ^ (1 if i == at else 0) for i, byte in enumerate(data))
+
+
+def judge(document):
+    public, private = point(document["publicJwk"]), int.from_bytes(unbase64url(document["privateD"]), "big")
+    yield {"comment": "the key and its id"}, ecdsa_public(private) == public and thumbprint(document["publicJwk"]) == document["keyId"]
+    for case in document["cases"]:
+        expected = case["expected"]
+        digest = base64.b64encode(hashlib.sha256(case["body"].encode()).digest()).decode()
+        base = signature_base(case, digest)
+        signature = ecdsa_sign(private, base.encode())
+        text = base64.b64encode(signature).decode()
+        yield case, (
+            digest == expected["bodySha256"]
+            and base == expected["signatureBase"]
+            and hashlib.sha256(base.encode()).hexdigest() == expected["signatureBaseSha256Hex"]
+            and text == expected["signatureRfc6979"]
+            and expected["headers"]
+            == {
+                "x-keyguard-version": "1",
+                "x-keyguard-key-id": case["keyId"],
+                "x-keyguard-timestamp": str(case["created"]),
+                "x-keyguard-nonce": case["nonce"],
+                "x-keyguard-body-sha256": digest,
+                "x-keyguard-signature": text,
+            }
+            and expected["rfc9421"]
+            == {
+                "Signature-Input": f"keyguard={params(case)}",
+                "Signature": f"keyguard=:{text}:",
+                "Content-Digest": f"sha-256=:{digest}:",
+            }
+            and ecdsa_verify(public, base.encode(), signature)
+            and not ecdsa_verify(public, base.encode() + b"\n", signature)
+            and not ecdsa_verify(public, base.encode(), _flipped(signature, 40))
+        )
+
+
+def judge_rfc9421(document):
+    public = point(document["keyJwk"])
+    yield {"comment": "the key id"}, thumbprint(document["keyJwk"]) == document["thumbprint"]
+    for vector in document["vectors"]:
+        verdict = ecdsa_verify(public, vector["base"].encode(), base64.b64decode(vector["sigB64"]))
+        yield vector, verdict == vector["valid"]
