@@ -21,6 +21,7 @@ import {
 export {
   parseRotationState,
   rotationStart,
+  VERSION_STATES,
   type RotationRequest,
   type RotationState,
   type RotationVersion,

@@ -4,7 +4,7 @@
  */
 
 /** What an answer that did not come is told as. */
-export const TIMED_OUT = Symbol('timed out');
+export const TIMED_OUT: unique symbol = Symbol('timed out');
 
 interface Waiting {
   settled: boolean;
