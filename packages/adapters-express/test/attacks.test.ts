@@ -23,6 +23,7 @@ import {
   valueOf,
   withHeader,
   withoutHeader,
+  type WireAnswer,
   type WireRequest,
   type Workbench,
 } from './wire.ts';
@@ -44,6 +45,8 @@ async function expectRefused(request: WireRequest | Buffer, status: number, code
   const before = on.passed.length;
   const answer = Buffer.isBuffer(request) ? await exchange(on.port, request) : await send(on, request);
   expect({ status: answer.status, code: answer.code }).toEqual({ status, code });
+  // A refusal that a cache kept would refuse the next one too, and tell the time of another day.
+  if (status !== 500) expect(answer.headers.get('cache-control')).toBe('no-store');
   expect(on.passed.length).toBe(before);
 }
 
@@ -179,6 +182,18 @@ describe('headers', () => {
       ],
     };
     await expectRefused(fields, 400, 'malformed_request');
+  });
+
+  // Beyond a number of theirs servers drop headers in silence (Node 20) or refuse (Node 24): this one lies far below.
+  it('more than 256 headers, whatever they are', async () => {
+    const filled = async (count: number): Promise<WireRequest> => {
+      const request = await signed(key);
+      const added = 2; // by the framing: content-length and connection
+      const fillers = Array.from({ length: count - added - request.headers.length }, (_, i): [string, string] => [`x-filler-${i}`, '']);
+      return { ...request, headers: [...fillers, ...request.headers] };
+    };
+    await expectAccepted(await filled(256));
+    await expectRefused(await filled(257), 400, 'malformed_request');
   });
 
   it.each(['anthropic-foo', 'openai-debug', 'x-goog-user-project', 'x-keyguard-admin'])('an unsupported header: %s', async (name) => {
@@ -397,6 +412,9 @@ describe('target', () => {
       expect([400, 401]).toContain(answer.status);
       expect(two.passed.length).toBe(before);
     }
+    // HTTP/1.1 servers refuse a request without a Host by themselves; HTTP/1.0 knows none.
+    const hostless = toBytes(withoutHeader(await signed(own, { authority: 'a.example' }), 'host')).toString('latin1').replace('HTTP/1.1', 'HTTP/1.0');
+    await expectRefused(Buffer.from(hostless, 'latin1'), 400, 'malformed_request', two);
     await two.close();
   });
 
@@ -553,6 +571,14 @@ describe('covered headers', () => {
     await expectRefused(withoutHeader(request, 'content-type'), 401, 'signature_invalid');
     await expectRefused(addHeader(await signed(key, { headers: [] }), 'content-type', 'text/plain'), 401, 'signature_invalid');
     await expectRefused(addHeader(request, 'Content-Type', 'application/json'), 400, 'malformed_request');
+  });
+
+  it.each(['', 'text/pl\xe4in', 'text/plain;\ta=b', `text/${'x'.repeat(1020)}`])('N49 a Content-Type that no signer would sign: %j', async (type) => {
+    await expectRefused(withHeader(await signed(key), 'content-type', type), 400, 'malformed_request');
+  });
+
+  it('N49 the longest Content-Type', async () => {
+    await expectAccepted(await signed(key, { headers: [['content-type', `text/${'x'.repeat(1019)}`]] }));
   });
 
   it.each(COVERED_HEADERS)('N50 %s added, removed, changed, doubled, empty', async (name) => {
@@ -741,35 +767,44 @@ describe('device', () => {
     await expectRefused({ ...(await signed(own)), body: utf8('{}') }, 401, 'signature_invalid');
   });
 
-  it('N64 revoked between load and claim: the next request is refused', async () => {
-    const own = await bench.enrolledKey();
-    await expectAccepted(await signed(own));
-    bench.registry.transition((bench.registry.findByKeyId(own.keyId) as { deviceId: string }).deviceId, 'revoke');
-    await expectRefused(await signed(own), 403, 'device_revoked');
+  it('N64 revoked between load and claim: looked at again, and refused', async () => {
+    let deviceId = '';
+    let claims = 0;
+    const own: Workbench = await openWorkbench({
+      replayStore: {
+        claim: async () => {
+          claims += 1;
+          own.registry.transition(deviceId, 'revoke');
+          return true;
+        },
+      },
+    });
+    const device = await own.enrolledKey();
+    ({ deviceId } = own.registry.findByKeyId(device.keyId) as { deviceId: string });
+    await expectRefused(await signed(device), 403, 'device_revoked', own);
+    expect({ claims, passed: own.passed.length }).toEqual({ claims: 1, passed: 0 });
+    await own.close();
   });
 
-  it('N65 an unknown key and a bad signature get one answer, at one price', async () => {
-    const stranger = await bench.newKey();
-    const unknown = await signed(stranger);
-    const bad = withHeader(await signed(key), SIGNATURE, valueOf(unknown, SIGNATURE));
-    const [first, second] = [await send(bench, unknown), await send(bench, bad)];
-    expect(first.body).toBe(second.body);
-    expect(first.status).toBe(second.status);
-    const names = (answer: typeof first): string[] => [...answer.headers.keys()].toSorted();
-    expect(names(first)).toEqual(names(second));
-
-    const median = async (request: WireRequest): Promise<number> => {
-      const times: number[] = [];
-      for (let i = 0; i < 60; i += 1) {
-        const started = performance.now();
-        await send(bench, request);
-        times.push(performance.now() - started);
-      }
-      return times.toSorted((a, b) => a - b)[30]!;
+  it('N65 an unknown key and a bad signature get one answer, at the price of one signature check', async () => {
+    const primitives = nodePrimitives();
+    let checks = 0;
+    const own = await openWorkbench({ primitives: { ...primitives, verify: (...given) => ((checks += 1), primitives.verify(...given)) } });
+    const enrolled = await own.enrolledKey();
+    const unknown = await signed(key);
+    const bad = withHeader(await signed(enrolled), SIGNATURE, valueOf(unknown, SIGNATURE));
+    const counted = async (request: WireRequest): Promise<{ answer: WireAnswer; checks: number }> => {
+      checks = 0;
+      return { answer: await send(own, request), checks };
     };
-    await median(bad);
-    const [forUnknown, forBad] = [await median(unknown), await median(bad)];
-    expect(Math.abs(forUnknown - forBad)).toBeLessThan(0.6);
+    const [first, second] = [await counted(unknown), await counted(bad)];
+    expect([first.checks, second.checks]).toEqual([1, 1]);
+    expect(first.answer).toMatchObject({ status: 401, code: 'signature_invalid' });
+    expect(first.answer.body).toBe(second.answer.body);
+    expect(first.answer.status).toBe(second.answer.status);
+    const names = ({ answer }: { answer: WireAnswer }): string[] => [...answer.headers.keys()].toSorted();
+    expect(names(first)).toEqual(names(second));
+    await own.close();
   });
 
   it('an address that is not on an allowlist', async () => {

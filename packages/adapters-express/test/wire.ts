@@ -183,18 +183,33 @@ export function toBytes(request: WireRequest, { chunked = false }: Framing = {})
   return Buffer.concat([Buffer.from(lines.join('\r\n'), 'latin1'), body]);
 }
 
-/** Writes `bytes` on a new connection and reads until the server closes it. Status 0 when it closed without an answer. */
-export function exchange(port: number, bytes: Buffer): Promise<WireAnswer> {
-  return new Promise((resolve, reject) => {
-    const socket = connect(port, '127.0.0.1');
+/** A connection on which a request is written piece by piece. */
+export interface Line {
+  write(bytes: Uint8Array | string): void;
+  /** Leaves in the middle of what it was saying. */
+  leave(): void;
+  /** What was answered when the server had closed the connection. Status 0 when it closed without an answer. */
+  readonly answer: Promise<WireAnswer>;
+}
+
+export function dial(port: number): Line {
+  const socket = connect(port, '127.0.0.1');
+  const answer = new Promise<WireAnswer>((resolve, reject) => {
     const chunks: Buffer[] = [];
     const done = (): void => resolve(parseAnswer(Buffer.concat(chunks).toString('latin1')));
     socket.setTimeout(10_000, () => socket.destroy(new Error('no answer within 10 s')));
     socket.on('data', (chunk) => chunks.push(chunk));
     socket.on('error', (error: NodeJS.ErrnoException) => (error.code === 'ECONNRESET' || error.code === 'EPIPE' ? done() : reject(error)));
     socket.on('close', done);
-    socket.write(bytes);
   });
+  return { write: (bytes) => void socket.write(bytes), leave: () => void socket.destroy(), answer };
+}
+
+/** Writes `bytes` on a new connection and reads until the server closes it. */
+export function exchange(port: number, bytes: Uint8Array | string): Promise<WireAnswer> {
+  const line = dial(port);
+  line.write(bytes);
+  return line.answer;
 }
 
 function parseAnswer(text: string): WireAnswer {

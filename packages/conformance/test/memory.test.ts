@@ -47,6 +47,24 @@ describe('memoryReplayStore', () => {
     expect(claimAt(started + 3000, started)(1_800_000_003)).toBe(true);
   });
 
+  it('goes on after a clock that was ahead for a moment: it forgets again, and lets nothing back in that it forgot', () => {
+    const start = 1_800_000_000;
+    let nowSeconds = start;
+    const store = memoryReplayStore({ clock: { nowMs: () => nowSeconds * 1000 }, startedAtMs: 0, capacity: 2 });
+    const claim = (nonce: string) => store.claim('key', nonce, nowSeconds, (nowSeconds + 360) * 1000);
+    expect(claim('before')).toBe(true);
+    nowSeconds = start + 3600;
+    expect(claim('ahead')).toBe(true);
+    nowSeconds = start;
+    expect(claim('before')).toBe(false);
+    // One place of two is taken until the true time has reached the wrong one: the other must come free again and again.
+    for (let round = 1; round <= 5; round += 1) {
+      nowSeconds = start + round * 362;
+      expect(claim(`round-${round}`)).toBe(true);
+      expect(() => claim('no room')).toThrow(expect.objectContaining({ code: 'overloaded' }));
+    }
+  });
+
   it('forgets what expired, and costs no more for it', () => {
     let nowMs = 1_800_000_000_000;
     const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0, capacity: 1000 });

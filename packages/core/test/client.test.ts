@@ -140,6 +140,38 @@ describe('fetch', () => {
     await expect(guard.fetch(`${origin}/a`)).rejects.toMatchObject({ code: 'not_enrolled', message: expect.stringContaining('enroll()') as string });
   });
 
+  /** Stands in for the platform's fetch, and keeps what it was called with. */
+  function spy(calls: RequestInit[]): typeof globalThis.fetch {
+    return async (_input, init) => {
+      calls.push(init!);
+      return Response.json({});
+    };
+  }
+
+  it('sends no cookies and follows no redirect, whatever the caller asks for', async () => {
+    const calls: RequestInit[] = [];
+    const guard = await client({ fetch: spy(calls) });
+    await guard.fetch(`${origin}/a`);
+    await guard.fetch(`${origin}/a`, { credentials: 'include', redirect: 'follow' });
+    await guard.fetch(new Request(`${origin}/a`, { credentials: 'include', redirect: 'follow' }));
+    await guard.status().catch(() => {});
+    expect(calls.map(({ credentials, redirect }) => ({ credentials, redirect }))).toEqual(Array.from({ length: 4 }, () => ({ credentials: 'omit', redirect: 'error' })));
+  });
+
+  it('is aborted by the signal of a Request as by that of an init', async () => {
+    const calls: RequestInit[] = [];
+    const guard = await client({ fetch: spy(calls) });
+    const [ofRequest, ofInit] = [new AbortController(), new AbortController()];
+    await guard.fetch(new Request(`${origin}/a`, { signal: ofRequest.signal }));
+    await guard.fetch(new Request(`${origin}/a`), { signal: ofInit.signal });
+    const aborted = (): (boolean | undefined)[] => calls.map(({ signal }) => signal?.aborted);
+    expect(aborted()).toEqual([false, false]);
+    ofRequest.abort();
+    expect(aborted()).toEqual([true, false]);
+    ofInit.abort();
+    expect(aborted()).toEqual([true, true]);
+  });
+
   it('honours an abort signal', async () => {
     const controller = new AbortController();
     const guard = await client();
