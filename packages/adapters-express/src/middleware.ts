@@ -7,7 +7,7 @@ import { isRejected, isUnavailable, UnavailableError, UsageError, type RejectedE
 import type { IncomingRequest, VerifiedRequest, Verifier, VerifyOptions } from '@keyguard/server-verifier';
 import { describeRejection, type RejectionAnswer } from '@keyguard/server-verifier/rejection';
 import type { Policy } from '@keyguard/server-verifier/policy';
-import { bodyBudget, readRawBody } from './raw-body.ts';
+import { bodyBudget, readRawBody, type BodyLease } from './raw-body.ts';
 
 declare global {
   namespace Express {
@@ -61,17 +61,24 @@ export type Receiver = <T>(request: Request, recipe: (incoming: IncomingRequest)
 /** One per door: each has its own budget of unverified bytes. */
 export function receiver({ maxUnverifiedBytes }: Policy): Receiver {
   const budget = bodyBudget(maxUnverifiedBytes);
-  return (request, recipe) =>
-    budget((charge) =>
-      recipe({
+  return async (request, recipe) => {
+    let lease: BodyLease | undefined;
+    try {
+      return await recipe({
         method: request.method,
         // Routers strip their mount path from `url`; the caller signed the original.
         target: request.originalUrl,
         rawHeaders: request.rawHeaders,
         ip: request.ip ?? null,
-        body: (policy) => readRawBody(request, policy, charge),
-      }),
-    );
+        body(policy, holder) {
+          lease = budget(holder);
+          return readRawBody(request, policy, lease.charge);
+        },
+      });
+    } finally {
+      lease?.release();
+    }
+  };
 }
 
 /** Answers a refusal; hands anything else (a mistake in the program) to Express. */

@@ -7,30 +7,50 @@ import { RejectedError, UnavailableError, UsageError } from '@keyguard/core/erro
 import type { Bytes } from '@keyguard/core/seams';
 import type { Policy } from '@keyguard/server-verifier/policy';
 
-const FIRST_BYTES = 16 * 1024;
+const FIRST_BYTES = 1024;
 
 /** Takes memory into account before it is allocated. @throws UnavailableError `overloaded` */
 export type Charge = (bytes: number) => void;
 
-/** Runs `work`, and gives back afterwards what it charged. */
-export type BodyBudget = <T>(work: (charge: Charge) => Promise<T>) => Promise<T>;
+/** What one request holds. `release` gives it all back, and MUST be called once. */
+export interface BodyLease {
+  readonly charge: Charge;
+  release(): void;
+}
 
-/** The bytes that may be held at a time by all who share the budget. */
+/** Opens a lease for a request of `holder`: who sends, as far as that is known. */
+export type BodyBudget = (holder: string) => BodyLease;
+
+const SHARES = 8;
+
+/**
+ * The bytes that may be held at a time by all together. A holder with several bodies on their way has an eighth of it, so that
+ * nobody alone can shut the door for the others.
+ */
 export function bodyBudget(maxBytes: number): BodyBudget {
   let heldBytes = 0;
-  return async (work) => {
-    let ownBytes = 0;
-    try {
-      return await work((bytes) => {
-        if (heldBytes + bytes > maxBytes) {
+  const holders = new Map<string, { bytes: number; bodies: number }>();
+  return (holder) => {
+    const own = holders.get(holder) ?? { bytes: 0, bodies: 0 };
+    holders.set(holder, own);
+    own.bodies += 1;
+    let charged = 0;
+    return {
+      charge(bytes) {
+        if (heldBytes + bytes > maxBytes || (own.bodies > 1 && own.bytes + bytes > maxBytes / SHARES)) {
           throw new UnavailableError('body_budget', 'Too many unverified bytes are in flight.', { code: 'overloaded' });
         }
         heldBytes += bytes;
-        ownBytes += bytes;
-      });
-    } finally {
-      heldBytes -= ownBytes;
-    }
+        own.bytes += bytes;
+        charged += bytes;
+      },
+      release() {
+        heldBytes -= charged;
+        own.bytes -= charged;
+        own.bodies -= 1;
+        if (own.bodies === 0) holders.delete(holder);
+      },
+    };
   };
 }
 

@@ -82,7 +82,7 @@ async function enrollInOrder(
   const head = await admit(context, incoming);
   const tries = await ask('enrollment_limiter', policy.seamTimeoutMs, () => limiter.consume(ipBucket(incoming.ip), 1));
   demandAllowed(context, tries);
-  const body = await incoming.body({ ...policy, maxBodyBytes: Math.min(policy.maxBodyBytes, MAX_BODY_BYTES) });
+  const body = await incoming.body({ ...policy, maxBodyBytes: Math.min(policy.maxBodyBytes, MAX_BODY_BYTES) }, `ip:${ipBucket(incoming.ip)}`);
 
   // 3: the key comes with the request, in its one canonical form, and is what the key id names.
   const { publicKey, code, label, fingerprint } = readEnrollment(body);

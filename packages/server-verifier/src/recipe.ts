@@ -43,9 +43,11 @@ export interface IncomingRequest extends ReceivedHead {
   readonly ip: string | null;
   /**
    * Reads the body: MUST resolve with all bytes as they were received, whatever the headers say of them, or throw RejectedError
-   * `body_too_large` or `request_timeout`. Called at most once, and only for a head that is well-formed, fresh and signed.
+   * `body_too_large` or `request_timeout`. Called at most once, and only for a head that is well-formed, fresh and signed (an
+   * enrollment brings its key in the body, so there it is not proven yet). `holder` is to whom the memory is counted: a device
+   * that has proven its key, or the caller's address.
    */
-  readonly body: (policy: Policy) => MaybePromise<Bytes>;
+  readonly body: (policy: Policy, holder: string) => MaybePromise<Bytes>;
 }
 
 /** A refusal, for the audit log. `keyId` is claimed, not proven, unless `deviceId` is there. */

@@ -102,7 +102,7 @@ async function verifyInOrder(
     throw signatureInvalid('unknown key');
   }
   await verifying;
-  const body = await incoming.body(policy);
+  const body = await incoming.body(policy, `device:${device.deviceId}`);
   await verifyBody(head, body, context.primitives);
   proven.deviceId = device.deviceId;
 

@@ -114,9 +114,9 @@ export async function incoming(key: SigningKey, options: IncomingOptions = {}): 
     rawHeaders: ['Host', AUTHORITY, ...headers.flat(), ...Object.entries(signature).flat()],
     ip,
     reads,
-    body: (policy) => {
+    body: (policy, holder) => {
       reads.count += 1;
-      return options.read === undefined ? (body as Bytes) : options.read(policy);
+      return options.read === undefined ? (body as Bytes) : options.read(policy, holder);
     },
   };
 }

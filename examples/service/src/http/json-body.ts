@@ -5,27 +5,35 @@
 import type { Request, RequestHandler } from 'express';
 import { bodyBudget, readRawBody } from '@keyguard/adapters-express/raw-body';
 import { fromUtf8 } from '@keyguard/core/bytes';
+import { ipBucket } from '@keyguard/server-verifier/ip';
 import type { Policy } from '@keyguard/server-verifier/policy';
 import { HttpProblem } from './problems.ts';
 
 export const MAX_JSON_BYTES = 64 * 1024;
 const MAX_HELD_BYTES = 16 * 1024 * 1024;
+const BODY_TIMEOUT_MS = 10_000;
 const MAX_DEPTH = 16;
 const LONE_SURROGATE = /[\uD800-\uDFFF]/u;
 const JSON_TYPE = /^application\/json[\t ]*(?:;[\t ]*charset="?utf-8"?[\t ]*)?$/i;
 
 export type JsonReader = (request: Request) => Promise<unknown>;
 
-/** A reader of JSON bodies of at most 64 KiB; all that are being read share one budget. */
+/** A reader of JSON bodies of at most 64 KiB; all that are being read share one budget, of which no address has more than its share. */
 export function jsonReader(policy: Policy): JsonReader {
-  const limits: Policy = { ...policy, maxBodyBytes: MAX_JSON_BYTES };
+  const limits: Policy = { ...policy, maxBodyBytes: MAX_JSON_BYTES, bodyTimeoutMs: BODY_TIMEOUT_MS };
   const budget = bodyBudget(MAX_HELD_BYTES);
   return async (request) => {
     const encoding = request.headers['content-encoding'];
     if (encoding !== undefined && encoding !== 'identity') throw new HttpProblem('unsupported_media_type', 'Send the body without Content-Encoding.');
     const type = request.headers['content-type'];
     if (type !== undefined && !JSON_TYPE.test(type)) throw new HttpProblem('unsupported_media_type', 'Send the body as application/json.');
-    const bytes = await budget((charge) => readRawBody(request, limits, charge));
+    const lease = budget(ipBucket(request.ip ?? null));
+    let bytes: Uint8Array;
+    try {
+      bytes = await readRawBody(request, limits, lease.charge);
+    } finally {
+      lease.release();
+    }
     if (bytes.length === 0) return {};
     if (type === undefined) throw new HttpProblem('unsupported_media_type', 'Send the body as application/json.');
     let value: unknown;
