@@ -233,7 +233,10 @@ describe('a start on PostgreSQL', () => {
       ['ALTER TABLE keyguard_auth.sessions DISABLE ROW LEVEL SECURITY', 'ALTER TABLE keyguard_auth.sessions ENABLE ROW LEVEL SECURITY', 'keyguard_auth.sessions does not ENABLE and FORCE'],
       ['CREATE TABLE keyguard_auth.extra (id int)', 'DROP TABLE keyguard_auth.extra', 'keyguard_auth.extra has no policy'],
       ['GRANT TRUNCATE ON keyguard.secret_audit_logs TO kg_app', 'REVOKE TRUNCATE ON keyguard.secret_audit_logs FROM kg_app', 'TRUNCATE'],
-      [`UPDATE keyguard.schema_migrations SET checksum = 'x' || checksum WHERE name = '0002-api-keys.sql'`, `UPDATE keyguard.schema_migrations SET checksum = substr(checksum, 2) WHERE name = '0002-api-keys.sql'`, '0002-api-keys.sql'],
+      [`UPDATE keyguard.schema_migrations SET checksum = 'x' || checksum WHERE name = '0002-api-keys.sql'`, `UPDATE keyguard.schema_migrations SET checksum = substr(checksum, 2) WHERE name = '0002-api-keys.sql'`, 'service/0002-api-keys.sql'],
+      [`UPDATE keyguard.schema_migrations SET checksum = 'x' || checksum WHERE name = '0004-nonces.sql'`, `UPDATE keyguard.schema_migrations SET checksum = substr(checksum, 2) WHERE name = '0004-nonces.sql'`, 'keyguard/0004-nonces.sql'],
+      [`UPDATE keyguard.schema_migrations SET name = '9999-later.sql' WHERE name = '0006-kek-keys.sql'`, `UPDATE keyguard.schema_migrations SET name = '0006-kek-keys.sql' WHERE name = '9999-later.sql'`, 'keyguard/0006-kek-keys.sql'],
+      [`INSERT INTO keyguard.schema_migrations VALUES ('keyguard', '9999-later.sql', 'x', 1)`, `DELETE FROM keyguard.schema_migrations WHERE name = '9999-later.sql'`, 'newer than this program: it has keyguard/9999-later.sql'],
     ];
     for (const [statement, undo, message] of faults) {
       await backend.asSuperuser(deployment, statement);

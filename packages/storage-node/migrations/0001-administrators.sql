@@ -8,7 +8,10 @@ GRANT EXECUTE ON FUNCTION keyguard.acting_user_id() TO kg_app;
 
 -- People live in the schema of whoever runs sign-in; policies here must not read it, and it must not matter which it is. So the
 -- one fact that policies need of a person has a table of its own, which kg_auth fills in the transaction that changes a role.
--- The MAC is checked by the application whenever it lets an administrator act; a policy holds no key and sees the row only.
+--
+-- A policy holds no key and sees the row only, so a row that somebody wrote into this table opens every policy that asks below. What
+-- stops its author is the application: it reads the acting user's row here, in the transaction in which that user acts, and checks
+-- the MAC. Policies and application MUST both agree before anybody acts as an administrator.
 CREATE TABLE keyguard.administrators (
   user_id text PRIMARY KEY CHECK (user_id <> ''),
   granted_by text NOT NULL,
@@ -18,17 +21,19 @@ CREATE TABLE keyguard.administrators (
 );
 ALTER TABLE keyguard.administrators ENABLE ROW LEVEL SECURITY;
 ALTER TABLE keyguard.administrators FORCE ROW LEVEL SECURITY;
--- For the function below, which runs as kg_owner: it can learn about the acting user and about nobody else.
-CREATE POLICY administrators_owner_read_acting ON keyguard.administrators FOR SELECT TO kg_owner
+-- About the acting user, and about nobody else.
+CREATE POLICY administrators_app_read_acting ON keyguard.administrators FOR SELECT TO kg_app
   USING (user_id = keyguard.acting_user_id());
 CREATE POLICY administrators_auth_read ON keyguard.administrators FOR SELECT TO kg_auth USING (true);
 CREATE POLICY administrators_auth_add ON keyguard.administrators FOR INSERT TO kg_auth WITH CHECK (true);
 CREATE POLICY administrators_auth_remove ON keyguard.administrators FOR DELETE TO kg_auth USING (true);
+GRANT SELECT ON keyguard.administrators TO kg_app;
 GRANT SELECT, INSERT, DELETE ON keyguard.administrators TO kg_auth;
 
--- Whether the acting user administers. Policies of any table may ask it: it reads one table whose policy asks nothing back.
+-- Whether the acting user has a row. Policies of any table may ask it, for kg_app: it reads one table, as kg_app, whose policy asks
+-- nothing back.
 CREATE FUNCTION keyguard.is_administrator() RETURNS boolean
-  LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN EXISTS (SELECT FROM keyguard.administrators WHERE user_id = keyguard.acting_user_id());
 END

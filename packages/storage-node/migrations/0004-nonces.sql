@@ -22,9 +22,17 @@ ALTER TABLE keyguard.used_nonces FORCE ROW LEVEL SECURITY;
 ALTER TABLE keyguard.nonce_floor ENABLE ROW LEVEL SECURITY;
 ALTER TABLE keyguard.nonce_floor FORCE ROW LEVEL SECURITY;
 
+-- The clock of the database, at the beginning of the statement.
+CREATE FUNCTION keyguard.database_now_ms() RETURNS bigint
+  LANGUAGE sql STABLE PARALLEL SAFE
+  RETURN pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.statement_timestamp()) * 1000)::bigint;
+GRANT EXECUTE ON FUNCTION keyguard.database_now_ms() TO kg_jobs;
+
 CREATE POLICY used_nonces_verifier_claim ON keyguard.used_nonces FOR INSERT TO kg_verifier WITH CHECK (true);
 CREATE POLICY used_nonces_jobs_read ON keyguard.used_nonces FOR SELECT TO kg_jobs USING (true);
-CREATE POLICY used_nonces_jobs_purge ON keyguard.used_nonces FOR DELETE TO kg_jobs USING (true);
+-- A live pair cannot be removed, by whatever statement and whatever clock its author claims to have.
+CREATE POLICY used_nonces_jobs_purge ON keyguard.used_nonces FOR DELETE TO kg_jobs
+  USING (expires_at_ms < keyguard.database_now_ms());
 CREATE POLICY nonce_floor_verifier_read ON keyguard.nonce_floor FOR SELECT TO kg_verifier USING (true);
 CREATE POLICY nonce_floor_jobs_read ON keyguard.nonce_floor FOR SELECT TO kg_jobs USING (true);
 CREATE POLICY nonce_floor_jobs_raise ON keyguard.nonce_floor FOR UPDATE TO kg_jobs USING (true) WITH CHECK (true);
@@ -44,6 +52,19 @@ END
 $$;
 CREATE TRIGGER nonce_floor_guard BEFORE UPDATE ON keyguard.nonce_floor
   FOR EACH ROW EXECUTE FUNCTION keyguard.guard_nonce_floor();
+
+-- Whatever is removed is under the floor in the same statement, whoever removes it: a removal without it would let a copy pass.
+CREATE FUNCTION keyguard.raise_nonce_floor() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE keyguard.nonce_floor f SET floor_seconds = newest.created_seconds
+    FROM (SELECT max(g.created_seconds) AS created_seconds FROM gone g) newest
+    WHERE f.floor_seconds < newest.created_seconds;
+  RETURN NULL;
+END
+$$;
+CREATE TRIGGER used_nonces_raise_floor AFTER DELETE ON keyguard.used_nonces
+  REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION keyguard.raise_nonce_floor();
 
 -- True for exactly one caller per pair. The floor is read AFTER the insert, by a statement with a snapshot of its own: when the
 -- insert succeeded because a purge had just removed the same pair, that purge is committed, so its floor is seen here. Under a
@@ -65,28 +86,22 @@ $$;
 GRANT EXECUTE ON FUNCTION keyguard.claim_nonce(text, text, bigint, bigint) TO kg_verifier;
 ALTER FUNCTION keyguard.claim_nonce(text, text, bigint, bigint) SET role = kg_verifier;
 
--- Removes at most max_rows pairs that had expired before now_ms, and raises the floor over them in the same commit. Answers how
--- many; one purge at a time, and a second one answers 0.
+-- Removes at most max_rows pairs that have expired both before now_ms and by the clock of the database; the trigger raises the floor
+-- over them. Answers how many; one purge at a time, and a second one answers 0.
 CREATE FUNCTION keyguard.purge_nonces(now_ms bigint, max_rows integer) RETURNS integer
   LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   removed integer;
-  newest bigint;
 BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('keyguard.purge_nonces', 0)) THEN
     RETURN 0;
   END IF;
-  WITH expired AS (
-    SELECT n.key_id, n.nonce FROM keyguard.used_nonces n WHERE n.expires_at_ms < purge_nonces.now_ms
-    ORDER BY n.expires_at_ms LIMIT purge_nonces.max_rows
-  ), gone AS (
-    DELETE FROM keyguard.used_nonces n USING expired e WHERE n.key_id = e.key_id AND n.nonce = e.nonce
-    RETURNING n.created_seconds
-  )
-  SELECT count(*), max(gone.created_seconds) INTO removed, newest FROM gone;
-  IF removed > 0 THEN
-    UPDATE keyguard.nonce_floor f SET floor_seconds = newest WHERE f.floor_seconds < newest;
-  END IF;
+  DELETE FROM keyguard.used_nonces n
+    USING (SELECT e.key_id, e.nonce FROM keyguard.used_nonces e
+      WHERE e.expires_at_ms < least(purge_nonces.now_ms, keyguard.database_now_ms())
+      ORDER BY e.expires_at_ms LIMIT purge_nonces.max_rows) expired
+    WHERE n.key_id = expired.key_id AND n.nonce = expired.nonce;
+  GET DIAGNOSTICS removed = ROW_COUNT;
   RETURN removed;
 END
 $$;

@@ -7,7 +7,7 @@
 --   kg_app       acts for a user, named by app.user_id, and sees nothing without one.
 --   kg_verifier  runs before any user is known: reads device keys, enrolls, claims nonces, appends to the audit log.
 --   kg_auth      holds the people: sign-in, sessions, administrators.
---   kg_jobs      works in the background: purges, reads the audit log, holds the wrapped keys.
+--   kg_jobs      works in the background and at start: purges, reads the audit log, holds the wrapped keys, sees what is migrated.
 --
 -- None of them can log in. A login is a member of the last four, without inheriting, and takes one role per transaction.
 
@@ -61,6 +61,9 @@ BEGIN
     ALTER TABLE keyguard.schema_migrations FORCE ROW LEVEL SECURITY;
     CREATE POLICY schema_migrations_owner_read ON keyguard.schema_migrations FOR SELECT TO kg_owner USING (true);
     CREATE POLICY schema_migrations_owner_add ON keyguard.schema_migrations FOR INSERT TO kg_owner WITH CHECK (true);
+    -- Whoever serves without the right to migrate must still be able to tell whether somebody has.
+    CREATE POLICY schema_migrations_jobs_read ON keyguard.schema_migrations FOR SELECT TO kg_jobs USING (true);
+    GRANT SELECT ON keyguard.schema_migrations TO kg_jobs;
   END IF;
 END
 $$;

@@ -7,8 +7,8 @@
  * @see ../migrations for tables, policies and grants, in plain SQL
  */
 import type { Clock } from '@keyguard/core/seams';
-import type { SqlScriptClient } from './postgres/client.ts';
-import { runMigrations, type MigrationSet } from './postgres/migrate.ts';
+import type { SqlClient, SqlScriptClient } from './postgres/client.ts';
+import { compareMigrations, runMigrations, type MigrationSet, type PendingMigration } from './postgres/migrate.ts';
 
 export { asRole, pgClient, pgliteClient } from './postgres/client.ts';
 export type {
@@ -25,7 +25,7 @@ export type {
   SqlScriptTransaction,
   SqlTransaction,
 } from './postgres/client.ts';
-export type { MigrationSet } from './postgres/migrate.ts';
+export type { MigrationSet, PendingMigration } from './postgres/migrate.ts';
 export { assertSafeRoles, grantRolesTo, type AssertSafeRolesOptions } from './postgres/roles.ts';
 export { nodeMacKey, type NodeMacKeyOptions, type RowMacKey } from './postgres/row-mac.ts';
 export type { Page, PageRequest } from './postgres/page.ts';
@@ -71,4 +71,21 @@ export interface MigrateOptions {
  */
 export async function migrate(client: SqlScriptClient, options: MigrateOptions = {}): Promise<readonly string[]> {
   return runMigrations(client, [OWN, ...(options.migrations ?? [])], options.clock);
+}
+
+export interface PendingMigrationsOptions {
+  /** The same as {@link migrate} was called with. */
+  readonly migrations?: readonly MigrationSet[];
+}
+
+/**
+ * Which files the database has not, or has in another form: empty where {@link migrate} was run with just these files. Changes
+ * nothing, and asks as `kg_jobs`, so the login that serves may call it at every start, and refuse to serve what it does not know.
+ * @throws UnavailableError seam `migrations`, also for a login that may not take that role
+ */
+export async function pendingMigrations(
+  client: SqlClient,
+  options: PendingMigrationsOptions = {},
+): Promise<readonly PendingMigration[]> {
+  return compareMigrations(client, [OWN, ...(options.migrations ?? [])]);
 }

@@ -18,6 +18,7 @@ import {
   grantRolesTo,
   migrate,
   nodeMacKey,
+  pendingMigrations,
   postgresAdministrators,
   postgresAuditSink,
   postgresDeviceDirectory,
@@ -29,6 +30,7 @@ import {
   type KeyguardRole,
   type KeyRecord,
   type PostgresDeviceRegistry,
+  type SqlClient,
   type SqlTransaction,
 } from '../src/postgres.ts';
 import { runMigrations } from '../src/postgres/migrate.ts';
@@ -150,10 +152,15 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
         expect(await count('kg_app', '', table)).toBe(0);
       }
       expect(await as('kg_app', null, async (tx) => (await tx.query('SELECT id FROM keyguard.enrollment_codes')).rows)).toEqual([]);
-      for (const table of ['administrators', 'audit_heads', 'kek_keys', 'nonce_floor', 'schema_migrations', 'used_nonces']) {
+      for (const table of ['audit_heads', 'kek_keys', 'nonce_floor', 'schema_migrations', 'used_nonces']) {
         expect(await sqlState(count('kg_app', null, table))).toBe(DENIED);
         expect(await sqlState(count('kg_app', 'admin', table))).toBe(DENIED);
       }
+      const administrators = (userId: string | null): Promise<unknown> =>
+        as('kg_app', userId, async (tx) => (await tx.query('SELECT user_id FROM keyguard.administrators')).rows);
+      expect(await administrators(null)).toEqual([]);
+      expect(await administrators('alice')).toEqual([]);
+      expect(await administrators('admin')).toEqual([{ user_id: 'admin' }]);
       const changed = await as('kg_app', null, (tx) => tx.query(`UPDATE keyguard.devices SET label = 'x' RETURNING device_id`));
       expect(changed.rows).toEqual([]);
       expect(await sqlState(postgresAuditSink(database.app, { origin: ORIGIN, macKey }).appendIn(null as never, []))).toEqual({ answer: [] });
@@ -190,15 +197,18 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       const forBob = postgresEnrollmentCodes(database.app, { rowMacKey }).create({
         codeHash: codeHash(), createdBy: 'alice', forUserId: 'bob', projectId: 'p', label: null, maxUses: 1, autoApprove: true, expiresAtMs: 1,
       });
-      expect((await failure(forBob)).cause).toMatchObject({ code: DENIED });
-      const inBobsName = as('kg_app', 'alice', (tx) =>
-        tx.query(
-          `INSERT INTO keyguard.enrollment_codes (id, code_hash, created_by, for_user_id, project_id, max_uses, auto_approve, created_at_ms,
-            expires_at_ms, mac_key_id, mac) VALUES ('x', $1, 'bob', 'alice', 'p', 1, true, 1, 2, 'k', $2)`,
-          [codeHash(), randomBytes(32)],
-        ),
-      );
-      expect(await sqlState(inBobsName)).toBe(DENIED);
+      expect(isUnavailable(await failure(forBob))).toBe(true);
+      // What the store refuses, the policies refuse too.
+      for (const [createdBy, forUserId] of [['bob', 'alice'], ['alice', 'bob']]) {
+        const insert = as('kg_app', 'alice', (tx) =>
+          tx.query(
+            `INSERT INTO keyguard.enrollment_codes (id, code_hash, created_by, for_user_id, project_id, max_uses, auto_approve, created_at_ms,
+              expires_at_ms, mac_key_id, mac) VALUES ('x', $1, $2, $3, 'p', 1, true, 1, 2, 'k', $4)`,
+            [codeHash(), createdBy, forUserId, randomBytes(32)],
+          ),
+        );
+        expect(await sqlState(insert)).toBe(DENIED);
+      }
     });
 
     it('binds the owner of the tables as well', async () => {
@@ -217,10 +227,10 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
           WHERE table_schema = 'keyguard' AND grantee <> 'kg_owner' ORDER BY 1`,
       );
       expect(rows.map(({ line }) => line)).toEqual([
-        'kg_app INSERT secret_audit_logs', 'kg_app SELECT device_keys', 'kg_app SELECT devices', 'kg_app SELECT secret_audit_logs',
+        'kg_app INSERT secret_audit_logs', 'kg_app SELECT administrators', 'kg_app SELECT device_keys', 'kg_app SELECT devices', 'kg_app SELECT secret_audit_logs',
         'kg_auth DELETE administrators', 'kg_auth INSERT administrators', 'kg_auth INSERT secret_audit_logs', 'kg_auth SELECT administrators',
         'kg_jobs DELETE used_nonces', 'kg_jobs INSERT kek_keys', 'kg_jobs INSERT secret_audit_logs', 'kg_jobs SELECT kek_keys',
-        'kg_jobs SELECT nonce_floor', 'kg_jobs SELECT secret_audit_logs', 'kg_jobs SELECT used_nonces',
+        'kg_jobs SELECT nonce_floor', 'kg_jobs SELECT schema_migrations', 'kg_jobs SELECT secret_audit_logs', 'kg_jobs SELECT used_nonces',
         'kg_verifier INSERT device_keys', 'kg_verifier INSERT secret_audit_logs', 'kg_verifier INSERT used_nonces',
         'kg_verifier SELECT device_keys', 'kg_verifier SELECT devices', 'kg_verifier SELECT enrollment_codes', 'kg_verifier SELECT nonce_floor',
       ]);
@@ -364,6 +374,96 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       expect(await administrators.has('alice')).toBe(false);
       expect(await administrators.revoke('mallory')).toBe(true);
       expect(await administrators.has('mallory')).toBe(false);
+    });
+
+    describe('of who administers', () => {
+      const forge = (sql: SqlTransaction, userId: string): Promise<unknown> =>
+        sql.query(`INSERT INTO keyguard.administrators VALUES ($1, 'setup', 1, 'row-1', $2)`, [userId, randomBytes(32)]);
+      const unforge = (userId: string): Promise<unknown> =>
+        database.intruder.query('DELETE FROM keyguard.administrators WHERE user_id = $1', [userId]);
+      const newCode = (createdBy: string, forUserId: string) =>
+        ({ codeHash: codeHash(), createdBy, forUserId, projectId: 'p', label: null, maxUses: 1, autoApprove: true, expiresAtMs: Date.now() + 9000 });
+
+      it('let nobody act as the administrator that a forged row says it is', async () => {
+        const pending = await enroll('victim', false);
+        const active = await enroll('victim');
+        const own = await enroll('mallory', false);
+        const codes = postgresEnrollmentCodes(database.app, { rowMacKey });
+        const victims = await codes.create(newCode('admin', 'victim'));
+        const before = await directory.list({ asUserId: 'admin', limit: 200 });
+        await forge(database.intruder, 'mallory');
+        const by = { byUserId: 'mallory' };
+        // The policies let it: this is what only the MAC stops.
+        expect(await count('kg_app', 'mallory', 'devices')).toBe(await count('kg_app', 'admin', 'devices'));
+        const attacks: Readonly<Record<string, () => Promise<unknown>>> = {
+          approve: () => directory.transition(pending.deviceId, 'approve', by),
+          'approve its own': () => directory.transition(own.deviceId, 'approve', by),
+          suspend: () => directory.transition(active.deviceId, 'suspend', by),
+          revoke: () => directory.transition(active.deviceId, 'revoke', by),
+          configure: () => directory.configure(active.deviceId, { requestsPerMinute: 9 }, by),
+          label: () => directory.configure(active.deviceId, { label: 'x' }, by),
+          get: () => directory.get(active.deviceId, { asUserId: 'mallory' }),
+          list: () => directory.list({ asUserId: 'mallory' }),
+          'a code for the victim': () => codes.create(newCode('mallory', 'victim')),
+          'revoke a code': () => codes.revoke(victims.id, by),
+          'list codes': () => codes.list({ asUserId: 'mallory' }),
+          'in a transaction that is handed in': () =>
+            database.app.transaction((tx) => postgresDeviceDirectory(tx, { rowMacKey }).transition(pending.deviceId, 'approve', by)),
+        };
+        const answers: Record<string, unknown> = {};
+        for (const [name, attack] of Object.entries(attacks)) answers[name] = await attack().then((answer) => answer, (error: Error) => error.message);
+        await unforge('mallory');
+        const refusal = 'A row of administrators does not bear the MAC that it must.';
+        expect(answers).toEqual(Object.fromEntries(Object.keys(attacks).map((name) => [name, refusal])));
+        expect(await directory.list({ asUserId: 'admin', limit: 200 })).toEqual(before);
+        expect((await codes.list({ asUserId: 'victim' })).items).toEqual([victims, expect.anything(), expect.anything()]);
+      });
+
+      it('let nobody act by a row that is forged after it was asked for', async () => {
+        const victim = await enroll('victim', false);
+        const own = await enroll('mallory', false);
+        const victims = await postgresEnrollmentCodes(database.app, { rowMacKey }).create(newCode('admin', 'victim'));
+        const before = await directory.list({ asUserId: 'admin', limit: 200 });
+        let forged = 0;
+        const late: SqlClient = {
+          query: (text, params) => database.app.query(text, params),
+          transaction: (fn) =>
+            database.app.transaction((tx) =>
+              fn({
+                query: async <Row>(text: string, params?: readonly unknown[]) => {
+                  const result = await tx.query<Row>(text, params);
+                  if (text.includes('FROM keyguard.administrators')) {
+                    forged += 1;
+                    if (substrate.isEmbedded) {
+                      // One connection: whoever forges does it here, as the superuser that the login is.
+                      await tx.query(`SELECT set_config('role', 'none', true)`);
+                      await forge(tx, 'mallory');
+                      await tx.query(`SELECT set_config('role', 'kg_app', true)`);
+                    } else {
+                      await forge(database.intruder, 'mallory');
+                    }
+                  }
+                  return result;
+                },
+              })),
+        };
+        const by = { byUserId: 'mallory' };
+        const racing = postgresDeviceDirectory(late, { rowMacKey });
+        const codes = postgresEnrollmentCodes(late, { rowMacKey });
+        const ask = async <T>(work: () => Promise<T>): Promise<T> => work().finally(() => unforge('mallory'));
+        expect(await ask(() => racing.transition(victim.deviceId, 'revoke', by))).toEqual({ outcome: 'not_found' });
+        expect(await ask(() => racing.transition(own.deviceId, 'approve', by))).toEqual({ outcome: 'forbidden' });
+        expect(await ask(() => racing.configure(victim.deviceId, { label: 'x' }, by))).toEqual({ outcome: 'not_found' });
+        expect(await ask(() => racing.configure(own.deviceId, { requestsPerMinute: 9 }, by))).toEqual({ outcome: 'forbidden' });
+        expect(await ask(() => racing.get(victim.deviceId, { asUserId: 'mallory' }))).toBeNull();
+        const seen = (await ask(() => racing.list({ asUserId: 'mallory', limit: 200 }))).items;
+        expect(new Set(seen.map(({ ownerId }) => ownerId))).toEqual(new Set(['mallory']));
+        expect(isUnavailable(await failure(ask(() => codes.create(newCode('mallory', 'victim')))))).toBe(true);
+        expect(await ask(() => codes.revoke(victims.id, by))).toBe(false);
+        expect((await ask(() => codes.list({ asUserId: 'mallory', limit: 200 }))).items.every((c) => c.forUserId === 'mallory')).toBe(true);
+        expect(forged).toBe(9);
+        expect(await directory.list({ asUserId: 'admin', limit: 200 })).toEqual(before);
+      });
     });
 
     it('let a changed device be revoked and nothing else', async () => {
@@ -533,7 +633,8 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
   describe('the replay store', () => {
     it('refuses with overloaded when the table is full, and takes more once there is room', async () => {
       const full = await substrate.open();
-      let nowMs = Date.now();
+      // An hour ago: what then expires has expired for the database too.
+      let nowMs = Date.now() - 3_600_000;
       const store = postgresReplayStore(full.app, { maxRows: 20, clock: { nowMs: () => nowMs } });
       const created = Math.floor(nowMs / 1000);
       const claims = await Promise.allSettled(Array.from({ length: 50 }, (_, i) => store.claim('k', `n${i}`, created, nowMs + 1000)));
@@ -552,6 +653,40 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       expect(await store.purge()).toBe(20);
       expect(await store.claim('k', 'later', created + 4, nowMs + 1000)).toBe(true);
       await full.close();
+    });
+
+    it('forgets nothing that is alive, whoever asks and whatever time it says it is', async () => {
+      const own = await substrate.open();
+      const created = Math.floor(Date.now() / 1000);
+      const store = postgresReplayStore(own.app);
+      const expiresAtMs = Date.now() + 600_000;
+      const replay = (): Promise<boolean> => store.claim('k', 'alive', created, expiresAtMs);
+      const jobs = <Row>(text: string): Promise<Row[]> => asRole(own.app, 'kg_jobs', async (tx) => (await tx.query<Row>(text)).rows);
+      const floor = async (): Promise<number> =>
+        Number((await jobs<{ floor_seconds: unknown }>('SELECT floor_seconds FROM keyguard.nonce_floor'))[0]!.floor_seconds);
+      expect(await replay()).toBe(true);
+      expect(await store.claim('k', 'expired', 5, 6)).toBe(true);
+
+      await jobs(`DELETE FROM keyguard.used_nonces WHERE nonce = 'alive'`);
+      expect(await replay()).toBe(false);
+      expect(await floor()).toBe(0);
+      await jobs('DELETE FROM keyguard.used_nonces');
+      expect(await replay()).toBe(false);
+      // What has expired is gone, and cannot come back.
+      expect(await floor()).toBe(5);
+      expect(await store.claim('k', 'expired', 5, 6)).toBe(false);
+
+      expect(await postgresReplayStore(own.app, { clock: { nowMs: () => expiresAtMs * 2 } }).purge()).toBe(1);
+      expect(await jobs('SELECT keyguard.purge_nonces(9223372036854775807, 5000) AS removed')).toEqual([{ removed: 0 }]);
+      expect(await replay()).toBe(false);
+      expect(await floor()).toBe(5);
+      expect(await store.claim('k', 'fresh', created, expiresAtMs)).toBe(true);
+
+      // Whom no policy binds the floor follows all the same.
+      await own.intruder.query('DELETE FROM keyguard.used_nonces');
+      expect(await floor()).toBe(created);
+      expect(await replay()).toBe(false);
+      await own.close();
     });
 
     it('never lowers its floor, and refuses to claim where it could not see it', async () => {
@@ -806,6 +941,31 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       expect(rows).toEqual([{ relname: 'good' }]);
       await files('ends', { '0001-ends.sql': 'SELECT 1; COMMIT; SELECT 2;' });
       expect((await failure(migrate(fresh.owner, { migrations: [set('ends')] }))).message).toMatch(/ends its transaction|failed and left nothing/);
+    });
+
+    it('say what of them is pending to the login that serves, and change nothing', async () => {
+      const own = await substrate.create();
+      const states = async (sets: Parameters<typeof pendingMigrations>[1] = {}): Promise<string[]> =>
+        (await pendingMigrations(own.app, sets)).map(({ component, name, state }) => `${component}/${name} ${state}`);
+      const unprepared = await states();
+      expect(unprepared).toHaveLength(7);
+      expect(unprepared[0]).toBe('keyguard/0001-administrators.sql missing');
+      await migrate(own.owner);
+      expect(await states()).toEqual([]);
+      await own.intruder.query('REVOKE SELECT ON keyguard.schema_migrations FROM kg_jobs');
+      expect(isUnavailable(await failure(pendingMigrations(own.app)))).toBe(true);
+      await own.intruder.query('GRANT SELECT ON keyguard.schema_migrations TO kg_jobs');
+
+      await files('later', { '0001-a.sql': 'SELECT 1;', '0002-b.sql': 'SELECT 1;' });
+      const later = { migrations: [set('later')] };
+      expect(await states(later)).toEqual(['later/0001-a.sql missing', 'later/0002-b.sql missing']);
+      await migrate(own.owner, later);
+      expect(await states(later)).toEqual([]);
+      await files('later', { '0001-a.sql': 'SELECT 2;', '0003-c.sql': 'SELECT 1;' });
+      expect(await states(later)).toEqual(['later/0001-a.sql different', 'later/0003-c.sql missing', 'later/0002-b.sql unknown']);
+      await own.intruder.query(`DELETE FROM keyguard.schema_migrations WHERE name = '0005-audit.sql'`);
+      expect(await states()).toEqual(['keyguard/0005-audit.sql missing']);
+      await own.close();
     });
 
     it('of a lone set need the bootstrap of this package', async () => {

@@ -15,18 +15,11 @@ import {
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { asAuth } from './as-user.ts';
 
-/** How many rows a statement changed, as `pg` and as PGlite name it: both hand their own result through. */
-interface Counted {
-  readonly rowCount?: number | null;
-  readonly affectedRows?: number;
-}
-
 function connection(sql: SqlClient): DatabaseConnection {
   return {
     async executeQuery<Row>({ sql: text, parameters }: CompiledQuery): Promise<QueryResult<Row>> {
-      const result = await asAuth(sql, (tx) => tx.query<Row>(text, parameters));
-      const { rowCount, affectedRows } = result as Counted;
-      return { rows: result.rows, numAffectedRows: BigInt(rowCount ?? affectedRows ?? 0) };
+      const { rows, rowCount, affectedRows } = await asAuth(sql, (tx) => tx.query<Row>(text, parameters));
+      return { rows, numAffectedRows: BigInt(rowCount ?? affectedRows ?? 0) };
     },
     // oxlint-disable-next-line require-yield -- nothing here streams
     async *streamQuery(): AsyncGenerator<never> {

@@ -1,15 +1,11 @@
 /**
  * Brings the schema up to date, or refuses the start where it is not and nobody here may change it.
  */
-import { createHash } from 'node:crypto';
-import { readdir, readFile } from 'node:fs/promises';
-import { asRole, migrate, type MigrationSet, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
+import { migrate, pendingMigrations, type MigrationSet, type PendingMigration, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 
 export const SCHEMAS: readonly string[] = ['keyguard', 'keyguard_auth'];
 
-const COMPONENT = 'service';
-const DIRECTORY = new URL('../../migrations/', import.meta.url);
-const OWN: MigrationSet = { component: COMPONENT, directory: DIRECTORY, schema: 'keyguard_auth' };
+const OWN: MigrationSet = { component: 'service', directory: new URL('../../migrations/', import.meta.url), schema: 'keyguard_auth' };
 
 /** The stores' migrations, then the service's own. Answers with what was applied. */
 export function migrateAll(sql: SqlScriptClient): Promise<readonly string[]> {
@@ -20,27 +16,20 @@ export class NotMigratedError extends Error {
   override readonly name = 'NotMigratedError';
 }
 
-/** @throws NotMigratedError when the service's own files and what the database has on record are not the same */
+/** @throws NotMigratedError when the files of the stores or of the service, and what the database has on record, are not the same */
 export async function assertMigrated(sql: SqlClient): Promise<void> {
-  const names = (await readdir(DIRECTORY)).filter((name) => name.endsWith('.sql'));
-  const wanted = new Map<string, string>();
-  for (const name of names) {
-    const text = await readFile(new URL(name, DIRECTORY), 'utf8');
-    wanted.set(name, createHash('sha256').update(text.replaceAll('\r\n', '\n')).digest('hex'));
-  }
-  let applied: Map<string, string>;
+  let pending: readonly PendingMigration[];
   try {
-    const { rows } = await asRole(sql, 'kg_jobs', (tx) =>
-      tx.query<{ name: string; checksum: string }>('SELECT name, checksum FROM keyguard.schema_migrations WHERE component = $1', [COMPONENT]),
-    );
-    applied = new Map(rows.map(({ name, checksum }) => [name, checksum]));
+    pending = await pendingMigrations(sql, { migrations: [OWN] });
   } catch (cause) {
     throw new NotMigratedError(advice('has not been prepared for KeyGuard, or this login may not use it'), { cause });
   }
-  const missing = [...wanted].filter(([name, checksum]) => applied.get(name) !== checksum).map(([name]) => name);
-  const unknown = [...applied.keys()].filter((name) => !wanted.has(name));
-  if (missing.length > 0) throw new NotMigratedError(advice(`lacks, or has another form of, the migrations ${missing.join(', ')}`));
-  if (unknown.length > 0) throw new NotMigratedError(`The database is newer than this program: it has ${unknown.join(', ')}. Start the newer version.`);
+  const places = (isUnknown: boolean): string =>
+    pending.filter(({ state }) => (state === 'unknown') === isUnknown).map(({ component, name }) => `${component}/${name}`).join(', ');
+  const lacking = places(false);
+  if (lacking !== '') throw new NotMigratedError(advice(`lacks, or has another form of, the migrations ${lacking}`));
+  const unknown = places(true);
+  if (unknown !== '') throw new NotMigratedError(`The database is newer than this program: it has ${unknown}. Start the newer version.`);
 }
 
 function advice(what: string): string {

@@ -1,10 +1,11 @@
 /**
  * Who administers, as `kg_auth`: the one fact about a person that policies need. The service writes it in the transaction in
- * which it changes a person's role, and asks here, where the MAC is checked, whenever it lets an administrator act.
+ * which it changes a person's role, and asks here, where the MAC is checked, whenever it lets an administrator act. The stores of
+ * this package ask for themselves, in the transaction in which they act.
  */
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
-import { asRole, bytesOf, guarded, integer, type Sql } from './client.ts';
+import { asRole, bytesOf, guarded, integer, type Sql, type SqlTransaction } from './client.ts';
 import { isIntact, rowMac, tampered, type RowField, type RowMacKey } from './row-mac.ts';
 
 const SEAM = 'administrators';
@@ -29,6 +30,26 @@ interface AdministratorRow {
   granted_at_ms: unknown;
   mac_key_id: string;
   mac: unknown;
+}
+
+async function isVouchedFor(rowMacKey: RowMacKey, row: AdministratorRow, seam: string): Promise<true> {
+  const fields: readonly RowField[] = [row.user_id, row.granted_by, integer(row.granted_at_ms)];
+  const stored = { macKeyId: row.mac_key_id, mac: bytesOf(row.mac) };
+  if (!(await isIntact(rowMacKey, 'administrators', fields, stored))) throw tampered(seam, 'administrators');
+  return true;
+}
+
+const ROW = 'SELECT user_id, granted_by, granted_at_ms, mac_key_id, mac FROM keyguard.administrators WHERE user_id = $1';
+
+/**
+ * Whether `userId`, for whom `tx` acts as `kg_app`, administers by a row that bears its MAC. The policies ask for the row alone, so
+ * a caller MUST decide by this answer too: it MUST NOT do for anyone else than an administrator what only the policies would stop,
+ * because the row may be forged between this statement and the next.
+ * @throws UnavailableError of `seam` for a row without its MAC
+ */
+export async function isActingAdministrator(tx: SqlTransaction, rowMacKey: RowMacKey, userId: string, seam: string): Promise<boolean> {
+  const { rows } = await tx.query<AdministratorRow>(ROW, [userId]);
+  return rows[0] !== undefined && isVouchedFor(rowMacKey, rows[0], seam);
 }
 
 /** {@link Administrators} in PostgreSQL. */
@@ -56,15 +77,8 @@ export function postgresAdministrators(sql: Sql, options: PostgresAdministrators
   }
 
   async function has(userId: string): Promise<boolean> {
-    const { rows } = await asRole(sql, 'kg_auth', (tx) =>
-      tx.query<AdministratorRow>('SELECT * FROM keyguard.administrators WHERE user_id = $1', [userId]),
-    );
-    const row = rows[0];
-    if (row === undefined) return false;
-    const fields: readonly RowField[] = [row.user_id, row.granted_by, integer(row.granted_at_ms)];
-    const stored = { macKeyId: row.mac_key_id, mac: bytesOf(row.mac) };
-    if (!(await isIntact(rowMacKey, 'administrators', fields, stored))) throw tampered(SEAM, 'administrators');
-    return true;
+    const { rows } = await asRole(sql, 'kg_auth', (tx) => tx.query<AdministratorRow>(ROW, [userId]));
+    return rows[0] !== undefined && isVouchedFor(rowMacKey, rows[0], SEAM);
   }
 
   return {

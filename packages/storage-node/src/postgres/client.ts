@@ -9,6 +9,10 @@ import { UnavailableError, UsageError } from '@keyguard/core/errors';
 
 export interface SqlResult<Row> {
   readonly rows: Row[];
+  /** How many rows the statement changed, as `pg` names it, which counts those that it selected too. */
+  readonly rowCount?: number | null;
+  /** How many rows the statement changed, as PGlite names it. */
+  readonly affectedRows?: number;
 }
 
 /** One transaction. MUST refuse to work once it has ended. */

@@ -2,11 +2,13 @@
  * The devices as people administer them, as `kg_app` for the user who asks: an owner sees its own, an administrator all.
  *
  * The policies decide what is seen, a trigger which moves are legal and whose they are; this room checks the same before, so
- * that the answer is an outcome and not a database error, and keeps the MAC of the row right.
+ * that the answer is an outcome and not a database error, and keeps the MAC of the row right. Who administers it decides by a row
+ * that bears its MAC, which policy and trigger cannot check: both MUST agree.
  */
 import { UsageError } from '@keyguard/core/errors';
 import type { Clock, DeviceStatus } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
+import { isActingAdministrator } from './administrators.ts';
 import { asRole, guarded, integer, integerOrNull, type Sql, type SqlTransaction } from './client.ts';
 import { DEVICE_REGISTRY, deviceGrant, deviceMac, isDeviceIntact, type DeviceGrant, type DeviceGrantRow } from './device-rows.ts';
 import { pageLimit, pageOf, pageStart, type Page, type PageRequest } from './page.ts';
@@ -77,6 +79,10 @@ export interface DeviceSighting {
   readonly ip: string | null;
 }
 
+/**
+ * What is done or shown for a user. Every verb that names one throws an `UnavailableError` where that user stands among the
+ * administrators without the MAC of that row.
+ */
 export interface DeviceDirectory {
   /** What this user may see, newest first. */
   list(request: DevicePageRequest): Promise<Page<DeviceRecord>>;
@@ -104,6 +110,7 @@ export interface DeviceDirectory {
 }
 
 export interface PostgresDeviceDirectoryOptions {
+  /** The one with which administrators are granted and devices enroll. */
   readonly rowMacKey: RowMacKey;
   readonly clock?: Clock;
 }
@@ -122,8 +129,12 @@ interface DeviceRow extends DeviceGrantRow {
   mac: unknown;
 }
 
-interface LockedRow extends DeviceRow {
-  administers: boolean;
+interface LockedDevice {
+  readonly row: DeviceRow;
+  readonly grant: DeviceGrant;
+  readonly intact: boolean;
+  /** Whether who acts is an administrator. */
+  readonly administers: boolean;
 }
 
 const COLUMNS = `d.device_id, d.owner_id, d.project_id, d.status, d.label, d.rate_limit_per_min, d.ip_allowlist, d.allowed_models,
@@ -152,63 +163,74 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     };
   }
 
+  /** `fn` as `kg_app` for this user, told whether it administers. */
+  function forUser<T>(userId: string, fn: (tx: SqlTransaction, administers: boolean) => Promise<T>): Promise<T> {
+    return asRole(sql, 'kg_app', async (tx) => fn(tx, await isActingAdministrator(tx, rowMacKey, userId, DEVICE_REGISTRY)), { userId });
+  }
+
   async function list(request: DevicePageRequest): Promise<Page<DeviceRecord>> {
     const limit = pageLimit(request);
     const start = pageStart(request);
     const { status = null, ownerId = null, projectId = null } = request;
-    const { rows } = await asRole(
-      sql,
-      'kg_app',
-      (tx) =>
-        tx.query<DeviceRow>(
-          `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d
-            WHERE ($1::bigint IS NULL OR (d.created_at_ms, d.device_id) < ($1::bigint, $2::text))
-              AND ($3::text IS NULL OR d.status = $3) AND ($4::text IS NULL OR d.owner_id = $4)
-              AND ($5::text IS NULL OR d.project_id = $5)
-            ORDER BY d.created_at_ms DESC, d.device_id DESC LIMIT $6`,
-          [start?.[0] ?? null, start?.[1] ?? null, status, ownerId, projectId, limit + 1],
-        ),
-      { userId: request.asUserId },
+    const { rows } = await forUser(request.asUserId, (tx, administers) =>
+      tx.query<DeviceRow>(
+        `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d
+          WHERE ($1::bigint IS NULL OR (d.created_at_ms, d.device_id) < ($1::bigint, $2::text))
+            AND ($3::text IS NULL OR d.status = $3) AND ($4::text IS NULL OR d.owner_id = $4)
+            AND ($5::text IS NULL OR d.project_id = $5) AND ($6::boolean OR d.owner_id = $7)
+          ORDER BY d.created_at_ms DESC, d.device_id DESC LIMIT $8`,
+        [start?.[0] ?? null, start?.[1] ?? null, status, ownerId, projectId, administers, request.asUserId, limit + 1],
+      ),
     );
     const page = pageOf(rows, limit, (row) => [integer(row.created_at_ms), row.device_id], deviceRecord);
     return { items: await Promise.all(page.items), nextCursor: page.nextCursor };
   }
 
   async function get(deviceId: string, asUserId: string): Promise<DeviceRecord | null> {
-    const { rows } = await asRole(
-      sql,
-      'kg_app',
-      (tx) => tx.query<DeviceRow>(`SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1`, [deviceId]),
-      { userId: asUserId },
+    const { rows } = await forUser(asUserId, (tx, administers) =>
+      tx.query<DeviceRow>(
+        `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3)`,
+        [deviceId, administers, asUserId],
+      ),
     );
     return rows[0] === undefined ? null : deviceRecord(rows[0]);
   }
 
-  async function lock(tx: SqlTransaction, deviceId: string): Promise<{ row: LockedRow; grant: DeviceGrant; intact: boolean } | null> {
-    const { rows } = await tx.query<LockedRow>(
-      `SELECT ${COLUMNS}, ${KEY_COLUMN}, keyguard.is_administrator() AS administers
-        FROM keyguard.devices d WHERE d.device_id = $1 FOR UPDATE OF d`,
-      [deviceId],
+  async function lock(tx: SqlTransaction, deviceId: string, userId: string, administers: boolean): Promise<LockedDevice | null> {
+    const { rows } = await tx.query<DeviceRow>(
+      `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d
+        WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3) FOR UPDATE OF d`,
+      [deviceId, administers, userId],
     );
     const row = rows[0];
     if (row === undefined) return null;
     const grant = deviceGrant(row);
-    return { row, grant, intact: await isDeviceIntact(rowMacKey, grant, row.mac_key_id, row.mac) };
+    return { row, grant, administers, intact: await isDeviceIntact(rowMacKey, grant, row.mac_key_id, row.mac) };
+  }
+
+  /** `fn` on the device, which nobody else changes meanwhile, where this user can see it. */
+  function onLocked<T>(
+    deviceId: string,
+    userId: string,
+    fn: (tx: SqlTransaction, locked: LockedDevice) => Promise<T>,
+  ): Promise<T | { readonly outcome: 'not_found' }> {
+    return forUser(userId, async (tx, administers) => {
+      const locked = await lock(tx, deviceId, userId, administers);
+      return locked === null ? { outcome: 'not_found' } : fn(tx, locked);
+    });
   }
 
   async function transitionIn(
     tx: SqlTransaction,
-    deviceId: string,
+    locked: LockedDevice,
     move: DeviceMove,
     { byUserId, ownerId, projectId }: DeviceMoveOptions,
   ): Promise<DeviceMoveOutcome> {
-    const locked = await lock(tx, deviceId);
-    if (locked === null) return { outcome: 'not_found' };
-    const { row, grant, intact } = locked;
+    const { row, grant, administers, intact } = locked;
     const { from, to } = MOVES[move];
     if (!from.includes(grant.status)) return { outcome: 'illegal', status: grant.status };
     const isOwnSuspension = move === 'resume' && row.status_changed_by === byUserId;
-    if (!row.administers && !isOwnSuspension && (move === 'approve' || move === 'resume')) return { outcome: 'forbidden' };
+    if (!administers && !isOwnSuspension && (move === 'approve' || move === 'resume')) return { outcome: 'forbidden' };
     // A row that nobody vouches for can still be shut: what it says is of no use to a device that is revoked.
     if (!intact && move !== 'revoke') throw tampered(DEVICE_REGISTRY, 'devices');
     const nowMs = clock.nowMs();
@@ -226,7 +248,7 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     const { rows } = await tx.query<DeviceRow>(
       `UPDATE keyguard.devices AS d SET status = $2, owner_id = $3, project_id = $4, approved_by = $5, approved_at_ms = $6,
         mac_key_id = $7, mac = $8 WHERE d.device_id = $1 AND d.status = $9 RETURNING ${COLUMNS}, ${KEY_COLUMN}`,
-      [deviceId, to, changed.ownerId, changed.projectId, move === 'approve' ? byUserId : row.approved_by,
+      [grant.deviceId, to, changed.ownerId, changed.projectId, move === 'approve' ? byUserId : row.approved_by,
         move === 'approve' ? nowMs : integerOrNull(row.approved_at_ms), rowMacKey.keyId, await deviceMac(rowMacKey, changed),
         grant.status],
     );
@@ -234,12 +256,10 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     return { outcome: 'changed', from: grant.status, device: await deviceRecord(rows[0]) };
   }
 
-  async function configureIn(tx: SqlTransaction, deviceId: string, settings: DeviceSettings): ReturnType<DeviceDirectory['configure']> {
-    const locked = await lock(tx, deviceId);
-    if (locked === null) return { outcome: 'not_found' };
-    const { row, grant, intact } = locked;
+  async function configureIn(tx: SqlTransaction, locked: LockedDevice, settings: DeviceSettings): ReturnType<DeviceDirectory['configure']> {
+    const { row, grant, administers, intact } = locked;
     const { label = row.label, ...limits } = settings;
-    if (!row.administers && Object.values(limits).some((limit) => limit !== undefined)) return { outcome: 'forbidden' };
+    if (!administers && Object.values(limits).some((limit) => limit !== undefined)) return { outcome: 'forbidden' };
     if (!intact) throw tampered(DEVICE_REGISTRY, 'devices');
     const {
       requestsPerMinute = grant.requestsPerMinute,
@@ -253,7 +273,7 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     const { rows } = await tx.query<DeviceRow>(
       `UPDATE keyguard.devices AS d SET label = $2, rate_limit_per_min = $3, ip_allowlist = $4::text[], allowed_models = $5::text[],
         mac_key_id = $6, mac = $7 WHERE d.device_id = $1 RETURNING ${COLUMNS}, ${KEY_COLUMN}`,
-      [deviceId, label, requestsPerMinute, ipAllowlist, allowedModels, rowMacKey.keyId, await deviceMac(rowMacKey, changed)],
+      [grant.deviceId, label, requestsPerMinute, ipAllowlist, allowedModels, rowMacKey.keyId, await deviceMac(rowMacKey, changed)],
     );
     if (rows[0] === undefined) throw new Error('The locked device did not change.');
     return { outcome: 'changed', from: grant.status, device: await deviceRecord(rows[0]) };
@@ -285,9 +305,9 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     list: (request): Promise<Page<DeviceRecord>> => guarded(DEVICE_REGISTRY, () => list(request)),
     get: (deviceId, { asUserId }): Promise<DeviceRecord | null> => guarded(DEVICE_REGISTRY, () => get(deviceId, asUserId)),
     transition: (deviceId, move, by): Promise<DeviceMoveOutcome> =>
-      guarded(DEVICE_REGISTRY, () => asRole(sql, 'kg_app', (tx) => transitionIn(tx, deviceId, move, by), { userId: by.byUserId })),
+      guarded(DEVICE_REGISTRY, () => onLocked(deviceId, by.byUserId, (tx, locked) => transitionIn(tx, locked, move, by))),
     configure: (deviceId, settings, { byUserId }): ReturnType<DeviceDirectory['configure']> =>
-      guarded(DEVICE_REGISTRY, () => asRole(sql, 'kg_app', (tx) => configureIn(tx, deviceId, settings), { userId: byUserId })),
+      guarded(DEVICE_REGISTRY, () => onLocked(deviceId, byUserId, (tx, locked) => configureIn(tx, locked, settings))),
     touch: (sightings): Promise<void> => guarded(DEVICE_REGISTRY, () => touch(sightings)),
   };
 }

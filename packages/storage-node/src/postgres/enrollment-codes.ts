@@ -2,10 +2,11 @@
  * Enrollment codes, as `kg_app` for a user: only the SHA-256 of a code is ever kept, and it is not read back. What a code
  * grants (to whom, in which project, how often, until when) is under a MAC, which enrollment checks.
  */
-import { UsageError } from '@keyguard/core/errors';
+import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { randomUUID } from 'node:crypto';
+import { isActingAdministrator } from './administrators.ts';
 import { asRole, bytesOf, guarded, integer, integerOrNull, type Sql } from './client.ts';
 import { pageLimit, pageOf, pageStart, type Page, type PageRequest } from './page.ts';
 import { isIntact, rowMac, type RowField, type RowMacKey } from './row-mac.ts';
@@ -61,10 +62,14 @@ export interface EnrollmentCodePageRequest extends PageRequest {
   readonly asUserId: string;
 }
 
+/**
+ * Where being an administrator decides, a row among the administrators that does not bear its MAC is an `UnavailableError`: for
+ * every list and revocation by that user, and for a code in somebody else's name.
+ */
 export interface EnrollmentCodes {
   /**
    * Keeps a new code.
-   * @throws UnavailableError also where the policies refuse, because the creator may not give away devices of that user
+   * @throws UnavailableError also for a code in the name of somebody else by someone who is no administrator
    */
   create(code: NewEnrollmentCode): Promise<EnrollmentCode>;
   /** The codes that this user made or may use, newest first; an administrator sees all. */
@@ -74,6 +79,7 @@ export interface EnrollmentCodes {
 }
 
 export interface PostgresEnrollmentCodesOptions {
+  /** The one with which administrators are granted and devices enroll. */
   readonly rowMacKey: RowMacKey;
   readonly clock?: Clock;
 }
@@ -126,13 +132,17 @@ export function postgresEnrollmentCodes(sql: Sql, options: PostgresEnrollmentCod
     await asRole(
       sql,
       'kg_app',
-      (tx) =>
-        tx.query(
+      async (tx) => {
+        if (forUserId !== createdBy && !(await isActingAdministrator(tx, rowMacKey, createdBy, SEAM))) {
+          throw new UnavailableError(SEAM, 'Only an administrator makes a code in the name of somebody else.');
+        }
+        await tx.query(
           `INSERT INTO keyguard.enrollment_codes (id, code_hash, created_by, for_user_id, project_id, label, max_uses, auto_approve,
             created_at_ms, expires_at_ms, mac_key_id, mac) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
           [id, codeHash, createdBy, forUserId, projectId, label, maxUses, autoApprove, createdAtMs, expiresAtMs,
             rowMacKey.keyId, mac],
-        ),
+        );
+      },
       { userId: createdBy },
     );
     return { id, createdBy, forUserId, projectId, label, maxUses, uses: 0, autoApprove, createdAtMs, expiresAtMs, revokedAtMs: null };
@@ -144,13 +154,15 @@ export function postgresEnrollmentCodes(sql: Sql, options: PostgresEnrollmentCod
     const { rows } = await asRole(
       sql,
       'kg_app',
-      (tx) =>
+      async (tx) =>
         tx.query<CodeRow>(
           `SELECT id, created_by, for_user_id, project_id, label, max_uses, uses, auto_approve, created_at_ms, expires_at_ms,
             revoked_at_ms FROM keyguard.enrollment_codes
-            WHERE $1::bigint IS NULL OR (created_at_ms, id) < ($1::bigint, $2::text)
-            ORDER BY created_at_ms DESC, id DESC LIMIT $3`,
-          [start?.[0] ?? null, start?.[1] ?? null, limit + 1],
+            WHERE ($1::bigint IS NULL OR (created_at_ms, id) < ($1::bigint, $2::text))
+              AND ($3::boolean OR created_by = $4 OR for_user_id = $4)
+            ORDER BY created_at_ms DESC, id DESC LIMIT $5`,
+          [start?.[0] ?? null, start?.[1] ?? null, await isActingAdministrator(tx, rowMacKey, request.asUserId, SEAM),
+            request.asUserId, limit + 1],
         ),
       { userId: request.asUserId },
     );
@@ -161,10 +173,11 @@ export function postgresEnrollmentCodes(sql: Sql, options: PostgresEnrollmentCod
     const { rows } = await asRole(
       sql,
       'kg_app',
-      (tx) =>
+      async (tx) =>
         tx.query(
-          `UPDATE keyguard.enrollment_codes SET revoked_at_ms = coalesce(revoked_at_ms, $2::bigint) WHERE id = $1 RETURNING id`,
-          [id, clock.nowMs()],
+          `UPDATE keyguard.enrollment_codes SET revoked_at_ms = coalesce(revoked_at_ms, $2::bigint)
+            WHERE id = $1 AND ($3::boolean OR created_by = $4 OR for_user_id = $4) RETURNING id`,
+          [id, clock.nowMs(), await isActingAdministrator(tx, rowMacKey, byUserId, SEAM), byUserId],
         ),
       { userId: byUserId },
     );

@@ -9,7 +9,7 @@ import { systemClock } from '@keyguard/core/system';
 import { createHash } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { guarded, type SqlScriptClient, type SqlScriptTransaction } from './client.ts';
+import { asRole, guarded, type SqlClient, type SqlScriptClient, type SqlScriptTransaction } from './client.ts';
 
 const SEAM = 'migrations';
 const FILE = /^\d{4}-[a-z0-9-]+\.sql$/;
@@ -64,6 +64,47 @@ async function appliedChecksums(tx: SqlScriptTransaction, component: string): Pr
     [component],
   );
   return new Map(rows.map(({ name, checksum }) => [name, checksum]));
+}
+
+/** A file that is not in the database as it is here. */
+export interface PendingMigration {
+  readonly component: string;
+  readonly name: string;
+  /**
+   * `missing`: it was not applied. `different`: it was applied, and is not the same file. `unknown`: the database has it, and this
+   * program does not: the program is too old.
+   */
+  readonly state: 'missing' | 'different' | 'unknown';
+}
+
+/** What of `sets` and of the database is not the same, in the order in which it would be applied, and then what is unknown. */
+export async function compareMigrations(client: SqlClient, sets: readonly MigrationSet[]): Promise<readonly PendingMigration[]> {
+  const known = (await Promise.all(sets.map(readSet))).flat();
+  const applied = await guarded(SEAM, async () => {
+    const { rows } = await client.query(
+      `SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'keyguard' AND c.relname = 'schema_migrations'`,
+    );
+    if (rows.length === 0) return [];
+    return asRole(client, 'kg_jobs', async (tx) => {
+      const recorded = await tx.query<{ component: string; name: string; checksum: string }>(
+        'SELECT component, name, checksum FROM keyguard.schema_migrations WHERE component = ANY($1::text[]) ORDER BY component, name',
+        [sets.map(({ component }) => component)],
+      );
+      return recorded.rows;
+    });
+  });
+  const pending: PendingMigration[] = [];
+  for (const { component, name, checksum } of known) {
+    const found = applied.find((row) => row.component === component && row.name === name);
+    if (found?.checksum !== checksum) pending.push({ component, name, state: found === undefined ? 'missing' : 'different' });
+  }
+  for (const { component, name } of applied) {
+    if (!known.some((migration) => migration.component === component && migration.name === name)) {
+      pending.push({ component, name, state: 'unknown' });
+    }
+  }
+  return pending;
 }
 
 /** Whether the database is an earlier state of these files and nothing else. */

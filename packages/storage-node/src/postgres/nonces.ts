@@ -17,7 +17,7 @@ export interface PostgresReplayStoreOptions {
    * share the table count on their own and may together pass it by a few percent. Left out: no limit.
    */
   readonly maxRows?: number;
-  /** Says what has expired. Where it runs ahead, requests may be refused; none is let in twice. */
+  /** Says what has expired, together with the clock of the database: nothing is removed before it has by both. */
   readonly clock?: Clock;
 }
 
