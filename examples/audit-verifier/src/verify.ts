@@ -6,7 +6,7 @@
  * again, nor that a newer checkpoint was withheld from it.
  */
 import { equalBytes } from '@keyguard/core/bytes';
-import { checkpointVerifier, verifyCheckpoint, type Checkpoint, type CheckpointVerifier } from '@keyguard/core/checkpoint';
+import { checkpointVerifier, headMacOf, verifyCheckpoint, type Checkpoint, type CheckpointVerifier } from '@keyguard/core/checkpoint';
 import { isRejected } from '@keyguard/core/errors';
 import type { Sha256 } from '@keyguard/core/merkle';
 import type { AuditMacKey } from '@keyguard/core/seams';
@@ -66,6 +66,8 @@ async function readNotes(notes: readonly NamedNote[], verifiers: readonly Checkp
   for (const { name, note } of notes) {
     try {
       const checkpoint = await verifyCheckpoint(note, verifiers);
+      // Read here, so that one that makes no sense is told as what it is.
+      headMacOf(checkpoint);
       (checkpoint.origin === origin ? own : others).push(checkpoint);
     } catch (error) {
       if (!isRejected(error)) throw error;

@@ -249,6 +249,15 @@ const cases: Case[] = [
     range: null,
   },
   {
+    title: 'a checkpoint that was kept names two MACs, and is signed',
+    attack: 'swapped-checkpoint',
+    notes: async () => {
+      const made = auditCheckpoint({ origin: ORIGIN, size: 60, root: await rootOf(genuine.slice(0, 60)), headMac: genuine[59]!.mac });
+      return [await signCheckpoint({ ...made, extensions: [...made.extensions, ...made.extensions] }, signer)];
+    },
+    range: null,
+  },
+  {
     title: 'the state of yesterday, head and checkpoints with it',
     attack: 'restored-old-database',
     database: (db) => {

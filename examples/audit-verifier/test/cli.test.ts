@@ -13,7 +13,7 @@ const folder = await mkdtemp(join(tmpdir(), 'keyguard-audit-'));
 const { database, notes } = await newLog();
 const write = async (name: string, text: string): Promise<string> => {
   await writeFile(join(folder, name), text);
-  return join(folder, name);
+  return name;
 };
 
 const whole = await write('export.jsonl', `${(await exportOf(database)).join('\n')}\n`);
@@ -34,8 +34,10 @@ interface Ended {
 }
 
 function run(...args: readonly string[]): Promise<Ended> {
+  // As a package manager starts it: in the folder of the package, saying where it was called from.
+  const options = { cwd: fileURLToPath(new URL('..', import.meta.url)), env: { ...process.env, INIT_CWD: folder } };
   return new Promise((resolve) => {
-    execFile(process.execPath, ['--conditions=@keyguard/source', main, ...args], (error, stdout, stderr) => {
+    execFile(process.execPath, ['--conditions=@keyguard/source', main, ...args], options, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
     });
   });
@@ -71,7 +73,7 @@ describe('verify', { timeout: 60_000 }, () => {
       [[cut, '--key', publicKey], /^Nothing was verified: The export ends after line 20/],
       [[whole], /^Nothing was verified: Give the public key/],
       [[], /^Nothing was verified: Give one export/],
-      [[join(folder, 'none'), '--key', publicKey], /^Nothing was verified: ENOENT/],
+      [['none', '--key', publicKey], /^Nothing was verified: ENOENT/],
       [[whole, '--key', `${publicKey}x`], /^Nothing was verified: /],
       [[whole, '--key', publicKey, '--mac-keys', keyFile], /^Nothing was verified: MAC keys are given/],
       [[whole, '--unknown'], /^Nothing was verified: /],

@@ -5,7 +5,7 @@
  * A checkpoint shows a change, a loss or a fork only to someone who kept it where the log's own writers cannot reach it. This
  * room keeps none, holds no private key, and does not compare checkpoints: `merkle` does.
  *
- * @see https://c2sp.org/tlog-checkpoint, https://c2sp.org/signed-note, docs/spec/audit.md sections 7 and 8
+ * @see https://c2sp.org/tlog-checkpoint, https://c2sp.org/signed-note, docs/spec/audit.md section 7
  */
 import { isOrigin } from './audit.ts';
 import { concat, equalBytes, fromBase64, fromUtf8, toBase64, utf8 } from './bytes.ts';

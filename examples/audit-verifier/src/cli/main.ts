@@ -7,6 +7,7 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { hasCode } from '@keyguard/core/errors';
 import { linesOf, UnreadableExport } from '../export.ts';
@@ -25,6 +26,9 @@ const USAGE = `Usage: verify <export.jsonl> --key <verifier key> --checkpoint <f
 
 const primitives = { sha256: (data: Uint8Array): Uint8Array<ArrayBuffer> => new Uint8Array(createHash('sha256').update(data).digest()) };
 
+// A package manager runs this in the folder of the package, and says where it was called from.
+const at = (path: string): string => resolve(process.env['INIT_CWD'] ?? '', path);
+
 async function run(): Promise<Report> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
@@ -38,12 +42,12 @@ async function run(): Promise<Report> {
   });
   const [path, ...others] = positionals;
   if (path === undefined || others.length > 0) throw new UnreadableInput('Give one export.');
-  const keyFile = values['key-file'] === undefined ? '' : await readFile(values['key-file'], 'utf8');
+  const keyFile = values['key-file'] === undefined ? '' : await readFile(at(values['key-file']), 'utf8');
   const verifierKeys = [...values.key, ...readVerifierKeys(keyFile)];
   if (verifierKeys.length === 0) throw new UnreadableInput('Give the public key of the log: --key.');
-  const macKeys = await readMacKeys(values['mac-keys'] === undefined ? '' : await readFile(values['mac-keys'], 'utf8'));
-  const checkpoints = await Promise.all(values.checkpoint.map(async (name) => ({ name, note: await readFile(name, 'utf8') })));
-  const report = await verifyExport({ lines: linesOf(createReadStream(path)), checkpoints, verifierKeys, macKeys, primitives });
+  const macKeys = await readMacKeys(values['mac-keys'] === undefined ? '' : await readFile(at(values['mac-keys']), 'utf8'));
+  const checkpoints = await Promise.all(values.checkpoint.map(async (name) => ({ name, note: await readFile(at(name), 'utf8') })));
+  const report = await verifyExport({ lines: linesOf(createReadStream(at(path))), checkpoints, verifierKeys, macKeys, primitives });
   process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : reportText(report));
   return report;
 }

@@ -38,15 +38,23 @@ function show(report: Report): void {
   result.replaceChildren(box(`verdict ${report.verdict}`, element('h2', verdictText(report)), list), ...report.findings.map(findingBox));
 }
 
+// Not every browser can iterate a stream yet.
+async function* chunksOf(file: File): AsyncGenerator<Uint8Array> {
+  const reader = file.stream().getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield value;
+  }
+}
+
 async function verify(): Promise<Report> {
   const [file] = byId<HTMLInputElement>('export').files!;
   if (file === undefined) throw new UnreadableInput('Choose an export.');
   const checkpoints = await Promise.all([...byId<HTMLInputElement>('checkpoints').files!].map(async (note) => ({ name: note.name, note: await note.text() })));
   const verifierKeys = readVerifierKeys(byId<HTMLTextAreaElement>('key').value);
   const macKeys = await readMacKeys(byId<HTMLTextAreaElement>('mac-keys').value);
-  // The type of a ReadableStream does not say yet that it can be iterated.
-  const chunks = file.stream() as unknown as AsyncIterable<Uint8Array>;
-  return verifyExport({ lines: linesOf(chunks), checkpoints, verifierKeys, macKeys, primitives: webCryptoPrimitives() });
+  return verifyExport({ lines: linesOf(chunksOf(file)), checkpoints, verifierKeys, macKeys, primitives: webCryptoPrimitives() });
 }
 
 form.addEventListener('submit', (event) => {
