@@ -51,7 +51,6 @@ const SHARED_RESPONSE_HEADERS: ReadonlySet<string> = new Set([
   'content-range',
   'content-type',
   'retry-after',
-  'x-request-id',
 ]);
 
 /** A call as it goes to the upstream: every part made from trusted configuration and from what was signed. */
@@ -277,12 +276,11 @@ function refusalOf({ statusCode = 0, headers }: IncomingMessage): FailureCode | 
 }
 
 /**
- * Whether a body ended without saying so. One that is neither chunked nor of known length ends when the connection does, for
- * whatever reason; of such a stream the provider's own last event is demanded.
+ * Whether a stream ended without the provider's own last event. That its framing was whole says little: a process that dies while
+ * it answers often ends its chunks in good order. One of known length was whole before it was sent.
  */
 function isCutShort({ headers }: IncomingMessage, gate: EventGate | undefined, lastEvent: string | null): boolean {
-  if (gate === undefined || lastEvent === null) return false;
-  if (headers['transfer-encoding'] !== undefined || headers['content-length'] !== undefined) return false;
+  if (gate === undefined || lastEvent === null || headers['content-length'] !== undefined) return false;
   return !gate.tail.trimEnd().endsWith(lastEvent);
 }
 
@@ -297,6 +295,8 @@ function answerHeaders({ headers }: IncomingMessage, provider: Provider, isStrea
       answer[name] = headers[name];
     }
   }
+  // Ours names the request in our logs; the upstream's is for its own support.
+  if (headers['x-request-id'] !== undefined) answer['x-upstream-request-id'] = headers['x-request-id'];
   // An error event may have to follow what the upstream announced.
   if (isStream) delete answer['content-length'];
   return answer;

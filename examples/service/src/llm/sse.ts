@@ -1,5 +1,5 @@
 /**
- * A gate for server-sent events: hands on whole events at once and holds back an unfinished one, so that a stream that breaks can
+ * A gate for server-sent events: hands on whole events, and comments between them, at once and holds back an unfinished event, so that a stream that breaks can
  * be ended with an error event that the client is able to read. No parser of an SSE client acts on an unfinished event, so nobody
  * waits for what is held.
  *
@@ -8,6 +8,7 @@
 
 const LF = 10;
 const CR = 13;
+const COLON = 58;
 const TAIL_BYTES = 64;
 const HELD_BYTES = 64 * 1024;
 
@@ -32,15 +33,18 @@ export function eventGate(maxEventBytes: number): EventGate {
   let openBytes = 0;
   let torn = false;
   let lineIsEmpty = true;
+  let lineIsComment = false;
+  let hasFields = false;
   let afterCr = false;
   let last: Buffer = Buffer.alloc(0);
 
-  /** The index behind the last blank line in `chunk`, or 0; remembers how the chunk ends. */
+  /** The index behind the last blank line, or comment between events, in `chunk`, or 0; remembers how the chunk ends. */
   function endOfEvents(chunk: Buffer): number {
     const { length } = chunk;
     // What nearly every chunk of every provider looks like.
     if (length >= 2 && chunk[length - 1] === LF && chunk[length - 2] === LF) {
       lineIsEmpty = true;
+      hasFields = false;
       afterCr = false;
       return length;
     }
@@ -52,10 +56,13 @@ export function eventGate(maxEventBytes: number): EventGate {
         afterCr = false;
         if (i === 0 ? openBytes === 0 : end === i) end = i + 1;
       } else if (byte === LF || byte === CR) {
-        if (lineIsEmpty) end = i + 1;
+        // A comment keeps the connection alive; there is nothing in it to wait for.
+        if (lineIsEmpty || (lineIsComment && !hasFields)) end = i + 1;
+        hasFields = !lineIsEmpty && (hasFields || !lineIsComment);
         lineIsEmpty = true;
         afterCr = byte === CR;
       } else {
+        if (lineIsEmpty) lineIsComment = byte === COLON;
         lineIsEmpty = false;
         afterCr = false;
       }

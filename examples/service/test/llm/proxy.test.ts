@@ -69,9 +69,10 @@ async function headersOf(stage: Stage, target: string, body: string): Promise<Re
 describe('a call through the official SDK', () => {
   it('comes back as the provider answered it', async () => {
     const { fake, stage } = await given(answerCompletion);
-    const { data, request_id } = await stage.openai().chat.completions.create(PLAIN).withResponse();
+    const { data, response } = await stage.openai().chat.completions.create(PLAIN).withResponse();
     expect(data).toMatchObject(COMPLETION);
-    expect(request_id).toBe('req_1');
+    // `x-request-id` is the service's own, by which its logs can be searched.
+    expect(response.headers.get('x-upstream-request-id')).toBe('req_1');
     expect(fake.requests[0]).toMatchObject({ method: 'POST', url: '/v1/chat/completions' });
     expect(fake.received()).toContain(JSON.stringify(PLAIN));
   });
@@ -173,7 +174,7 @@ describe('a call through the official SDK', () => {
       'transfer-encoding': 'chunked',
       'x-accel-buffering': 'no',
       'x-ratelimit-remaining-requests': '7',
-      'x-request-id': 'req_2',
+      'x-upstream-request-id': 'req_2',
     });
   });
 
@@ -367,7 +368,7 @@ describe('what an upstream may do wrong', () => {
     for (byte = 0; byte < 256; byte += 1) {
       const answer = await stage.send({ target: '/proxy/openai/v1/models', method: 'GET' });
       expect(answer).toMatch(/^HTTP\/1\.1 (?:200 OK|502 Bad Gateway)\r\n/);
-      if (answer.startsWith('HTTP/1.1 200')) expect(answer).toContain(`x-request-id: a${String.fromCharCode(byte)}b\r\n`);
+      if (answer.startsWith('HTTP/1.1 200')) expect(answer).toContain(`x-upstream-request-id: a${String.fromCharCode(byte)}b\r\n`);
     }
     expect(stage.faults).toEqual([]);
   });

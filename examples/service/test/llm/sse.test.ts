@@ -31,17 +31,30 @@ describe('eventGate', () => {
     );
   });
 
-  it('hands on up to the last blank line, and no further', () => {
+  it('hands on whole events and the comments between them, and no part of an unfinished event', () => {
     fc.assert(
       fc.property(text, fc.array(fc.nat(200), { maxLength: 6 }), (whole, cuts) => {
         const { handedOn, rest } = pushAll(whole, cuts);
-        const soFar = handedOn.join('');
-        // Read as a client does: what was handed on ends behind a blank line (or is nothing), what is held has none.
-        const lines = soFar.split(/\r\n|\n|\r/);
-        if (soFar !== '') expect(lines.slice(-2)).toEqual(['', '']);
-        expect(rest.split(/\r\n|\n|\r/).slice(0, -1)).not.toContain('');
+        // Read as a client does: line by line, an event being open from its first field to its blank line.
+        let isOpen = false;
+        for (const line of handedOn.join('').replaceAll('\r\n', '\n').split(/[\r\n]/)) {
+          if (line === '') isOpen = false;
+          else if (!line.startsWith(':')) isOpen = true;
+        }
+        expect(isOpen).toBe(false);
+        const held = rest.split(/\r\n|\n|\r/).slice(0, -1);
+        expect(held).not.toContain('');
+        if (held.length > 0) expect(held[0]).not.toMatch(/^:/);
       }),
     );
+  });
+
+  it('hands a keep-alive comment on in the push that completes it, but none that stands inside an event', () => {
+    const gate = eventGate(MEBIBYTE);
+    expect(Buffer.concat(gate.push(Buffer.from(': keep-alive\n'))!).toString()).toBe(': keep-alive\n');
+    expect(Buffer.concat(gate.push(Buffer.from(': again\r'))!).toString()).toBe(': again\r');
+    expect(Buffer.concat(gate.push(Buffer.from('\ndata: 1\n: inside\n'))!).toString()).toBe('\n');
+    expect(Buffer.concat(gate.push(Buffer.from('\n'))!).toString()).toBe('data: 1\n: inside\n\n');
   });
 
   it('hands a whole event on in the push that completes it', () => {
