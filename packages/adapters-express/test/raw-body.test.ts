@@ -95,7 +95,7 @@ describe('memory', () => {
 
   it('is limited for all bodies together, chunked or announced, and free again when one of them is done', async () => {
     const requests: IncomingMessage[] = [];
-    const bench = await openWorkbench({ before: watch(requests), policy: { authorities: [AUTHORITY], maxUnverifiedBytes: 20_000 } });
+    const bench = await openWorkbench({ before: watch(requests), policy: { authorities: [AUTHORITY], maxBodyBytes: 16_000, maxUnverifiedBytes: 24_000 } });
     const [own, other] = [await bench.enrolledKey(), await bench.enrolledKey()];
     for (const chunked of [true, false]) {
       const slow = await signed(own, { body: 'x'.repeat(10_000) });
@@ -106,7 +106,7 @@ describe('memory', () => {
       line.write(body.subarray(0, 9000));
       await consumed(requests, head.length + 9000);
       for (const framing of [{ chunked: false }, { chunked: true }]) {
-        expect(await send(bench, await signed(other, { body: 'y'.repeat(15_000) }), framing)).toMatchObject({ status: 503, code: 'overloaded' });
+        expect(await send(bench, await signed(other, { body: 'y'.repeat(16_000) }), framing)).toMatchObject({ status: 503, code: 'overloaded' });
         // What is left over is for the others, not for the device that holds most of it.
         expect(await send(bench, await signed(other, { body: 'y'.repeat(3000) }), framing)).toMatchObject({ status: 200 });
         expect(await send(bench, await signed(own, { body: 'y'.repeat(3000) }), framing)).toMatchObject({ status: 503, code: 'overloaded' });
@@ -115,7 +115,7 @@ describe('memory', () => {
       if (chunked) line.write('\r\n0\r\n\r\n');
       expect(await line.answer).toMatchObject({ status: 200 });
       for (const framing of [{ chunked: false }, { chunked: true }]) {
-        expect(await send(bench, await signed(other, { body: 'y'.repeat(15_000) }), framing)).toMatchObject({ status: 200 });
+        expect(await send(bench, await signed(other, { body: 'y'.repeat(16_000) }), framing)).toMatchObject({ status: 200 });
       }
     }
     await bench.close();

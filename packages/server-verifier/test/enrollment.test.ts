@@ -97,11 +97,12 @@ it('the body is read at most once, to 4,096 bytes, and never for a head that is 
   await expectRefused(bench, malformed, 'malformed_request');
   await expectRefused(bench, old, 'timestamp_out_of_window');
   expect([malformed.reads.count, old.reads.count]).toEqual([0, 0]);
-  const limits: number[] = [];
+  // Nobody has proven a key yet, so its memory counts to the address.
+  const asked: [number, string][] = [];
   const body = Uint8Array.from(Buffer.from(JSON.stringify({ jwk: key.publicKey, code: CODE })));
-  const good = await enrolling(key, {}, { read: ({ maxBodyBytes }) => (limits.push(maxBodyBytes), body) });
+  const good = await enrolling(key, {}, { ip: '2001:db8:1:2::3', read: ({ maxBodyBytes }, holder) => (asked.push([maxBodyBytes, holder]), body) });
   await bench.enrollment.enroll(good);
-  expect(limits).toEqual([4096]);
+  expect(asked).toEqual([[4096, 'ip:2001:db8:1:2::/64']]);
 });
 
 it('the proof must be exactly true', async () => {

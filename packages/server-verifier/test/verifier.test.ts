@@ -65,6 +65,17 @@ describe('the body', () => {
     expect(request.reads.count).toBe(0);
   });
 
+  it('counts to the device that signed, whatever address it calls from', async () => {
+    const bench = openBench();
+    const key = await bench.enrolledKey();
+    const { deviceId } = bench.registry.findByKeyId(key.keyId) as Device;
+    const holders: string[] = [];
+    for (const ip of ['192.0.2.1', '2001:db8::1', null]) {
+      await bench.verifier.verify(await incoming(key, { ip, read: (_policy, holder) => (holders.push(holder), Uint8Array.from(Buffer.from('{}'))) }));
+    }
+    expect(holders).toEqual([`device:${deviceId}`, `device:${deviceId}`, `device:${deviceId}`]);
+  });
+
   it('must be the one whose hash was signed, and is handed on as it came', async () => {
     const bench = openBench();
     const key = await bench.enrolledKey();
