@@ -66,7 +66,10 @@ export interface VerifierOptions {
   readonly replayStore: ReplayStore;
   /** Counts proven devices. Default: in the memory of this process, by the policy's figure. */
   readonly deviceLimiter?: RateLimiter;
-  /** Counts addresses before anything is proven. Default: in the memory of this process, by the policy's figure. */
+  /**
+   * Counts addresses before anything is proven. Default: in the memory of this process, by the policy's figure, for this
+   * verifier or enrollment alone: hand the same limiter to all that shall count together.
+   */
   readonly ipLimiter?: RateLimiter;
   /** Default: `nodePrimitives()`. */
   readonly primitives?: Primitives;
