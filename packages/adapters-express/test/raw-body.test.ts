@@ -301,4 +301,15 @@ describe('readRawBody', () => {
     second.charge(10);
     second.release();
   });
+
+  it('a budget forgets who holds nothing any more', () => {
+    const budget = bodyBudget(80);
+    const before = heldBytes();
+    for (let i = 0; i < 100_000; i += 1) {
+      const lease = budget(`ip:${i}`);
+      lease.charge(80);
+      lease.release();
+    }
+    expect(heldBytes() - before).toBeLessThan(4 * MEBIBYTE);
+  });
 });
