@@ -93,7 +93,8 @@ function timeWhole(deployments: readonly Deployment[], signers: readonly Key[], 
   return timeInTurn({
     operations: SIGNERS,
     rounds: quick ? 30 : 100,
-    warmUpRounds: quick ? 10 : 20,
+    warmUpRounds: quick ? 10 : 60,
+    budgetMs: quick ? 4_000 : 20_000,
     async prepare() {
       const next: SignedRequest[] = [];
       for (const sign of signs) next.push(await makeRequest(sign));
@@ -125,6 +126,7 @@ function timeStores(deployments: readonly Deployment[], quick: boolean): Promise
     operations,
     rounds: quick ? 30 : 100,
     warmUpRounds: quick ? 10 : 20,
+    budgetMs: quick ? 2_000 : 10_000,
     prepare() {
       fresh = nonces(made, operations);
       made += operations;
@@ -150,6 +152,7 @@ async function timeFirstRequest(signers: readonly Key[], quick: boolean): Promis
     operations: SIGNERS,
     rounds: quick ? 20 : 60,
     warmUpRounds: 10,
+    budgetMs: 3_000,
     contestants: [
       {
         name,

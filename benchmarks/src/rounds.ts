@@ -17,6 +17,8 @@ export interface RoundsOptions {
   readonly operations: number;
   readonly rounds: number;
   readonly warmUpRounds: number;
+  /** No more rounds are begun after this time, warm-up included: a busy machine gets fewer, not a run without end. */
+  readonly budgetMs: number;
   /** Makes the inputs of one round; not timed. */
   readonly prepare?: () => void | Promise<void>;
 }
@@ -24,13 +26,11 @@ export interface RoundsOptions {
 /** Microseconds per operation, one figure per round, by contestant. */
 export type Timings = ReadonlyMap<string, readonly number[]>;
 
-const collectGarbage = (globalThis as { gc?: () => void }).gc;
-
-export async function timeInTurn({ contestants, operations, rounds, warmUpRounds, prepare }: RoundsOptions): Promise<Timings> {
+export async function timeInTurn({ contestants, operations, rounds, warmUpRounds, budgetMs, prepare }: RoundsOptions): Promise<Timings> {
   const timings = new Map<string, number[]>(contestants.map(({ name }) => [name, []]));
-  for (let round = -warmUpRounds; round < rounds; round += 1) {
+  const budget = budgetOf(budgetMs);
+  for (let round = -warmUpRounds; round < rounds && budget.allows(round); round += 1) {
     await prepare?.();
-    collectGarbage?.();
     for (let turn = 0; turn < contestants.length; turn += 1) {
       const contestant = contestants[(turn + Math.abs(round)) % contestants.length]!;
       const count = contestant.operations ?? operations;
@@ -43,6 +43,14 @@ export async function timeInTurn({ contestants, operations, rounds, warmUpRounds
     }
   }
   return timings;
+}
+
+const FEWEST_ROUNDS = 3;
+
+/** Whether another round may begin; the warm-up and a few rounds always may. */
+export function budgetOf(budgetMs: number): { readonly allows: (round: number) => boolean } {
+  const endsAtMs = performance.now() + budgetMs;
+  return { allows: (round) => round < FEWEST_ROUNDS || performance.now() < endsAtMs };
 }
 
 export function quantile(values: readonly number[], q: number): number {

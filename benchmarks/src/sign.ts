@@ -32,6 +32,7 @@ export const sign: Suite = async ({ quick }) => {
     operations: 50,
     rounds: quick ? 40 : 160,
     warmUpRounds: quick ? 40 : 120,
+    budgetMs: quick ? 5_000 : 20_000,
     contestants: [
       {
         name: LIMIT,

@@ -1,6 +1,6 @@
 /**
- * How long a verifier waits for a seam. What is answered within the same turn of the event loop, as stores and limiters in memory
- * are, never costs a timer.
+ * How long a verifier waits for a seam. What is answered without waiting for the event loop, as by stores and limiters in memory,
+ * never costs a timer.
  */
 
 /** What an answer that did not come is told as. */
@@ -15,6 +15,11 @@ interface Waiting {
 
 let fresh: Waiting[] = [];
 
+// A tick that a microtask asks for runs when no microtask is left: what is not settled then waits for the world outside.
+function watchWhenDrained(): void {
+  process.nextTick(watchFresh);
+}
+
 function watchFresh(): void {
   const arrived = fresh;
   fresh = [];
@@ -24,13 +29,13 @@ function watchFresh(): void {
 }
 
 /**
- * Resolves as `answer` does and rejects with what `failed` makes of its error, or of {@link TIMED_OUT} when `timeoutMs` have passed since this
- * turn of the event loop.
+ * Resolves as `answer` does and rejects with what `failed` makes of its error, or of {@link TIMED_OUT} when `timeoutMs` have passed
+ * since the microtasks of this turn were done.
  */
 export function within<T>(timeoutMs: number, answer: Promise<T>, failed: (error: unknown) => Error): Promise<T> {
   return new Promise((resolve, reject) => {
     const waiting: Waiting = { settled: false, timer: undefined, timeoutMs, expire: () => reject(failed(TIMED_OUT)) };
-    if (fresh.push(waiting) === 1) setImmediate(watchFresh);
+    if (fresh.push(waiting) === 1) queueMicrotask(watchWhenDrained);
     answer.then(
       (value) => {
         settle(waiting);
