@@ -20,14 +20,18 @@ function explain(error: unknown): string {
   const { code, port, address } = error as { code?: unknown; port?: unknown; address?: unknown };
   if (code === 'EADDRINUSE') return `Port ${port} on ${address} is in use: stop what uses it, or set PORT to another one.`;
   if (code === 'EACCES' && port !== undefined) return `This user may not listen on port ${port}: set PORT to one above 1023.`;
-  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError'].includes(error.name);
+  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError'].includes(error.name);
   const cause = isOurs && error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
   return `${isOurs ? '' : `${error.name}: `}${error.message}${cause}`;
 }
 
 async function main(): Promise<void> {
   const config = readConfig(withDotEnv(process.env, process.cwd()), process.cwd());
-  const lock = await claimFolder(config.dataDir);
+  const lock = await claimFolder(config.dataDir, () => {
+    // Another process may have the folder by now: nothing more must be written, not even a last word to the database.
+    process.stderr.write(`The lock of the data folder ${config.dataDir} was deleted while KeyGuard ran: it stops at once, before two processes write there.\n`);
+    process.exit(1);
+  });
   // In our own folder: whoever can write a compile cache decides what runs.
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);

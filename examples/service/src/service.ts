@@ -2,7 +2,8 @@
  * The composition: database → keys → seams → routes → listen, and the same way back when it stops. What is decided in other files
  * is only put together here.
  */
-import { createServer, type RequestListener, type Server } from 'node:http';
+import { createServer, STATUS_CODES, type RequestListener, type Server, type ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
@@ -68,6 +69,26 @@ const starting: RequestListener = (request, response) => {
   response.end(JSON.stringify({ status: isAlive ? 'ok' : 'starting' }));
 };
 
+const MALFORMED = (status: number): string =>
+  JSON.stringify({ title: 'Malformed request', status, detail: 'The request cannot be read.', code: 'malformed_request' });
+
+function answerMalformed(response: ServerResponse, status = 400): void {
+  response.writeHead(status, { 'content-type': 'application/problem+json', 'cache-control': 'no-store', connection: 'close' });
+  response.end(MALFORMED(status));
+}
+
+/** What is no HTTP gets an answer all the same, where there is still someone to read it. */
+function refuseUnreadable(error: NodeJS.ErrnoException, socket: Duplex): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy();
+    return;
+  }
+  const status = error.code === 'HPE_HEADER_OVERFLOW' ? 431 : error.code === 'ERR_HTTP_REQUEST_TIMEOUT' ? 408 : 400;
+  const body = MALFORMED(status);
+  const head = [`HTTP/1.1 ${status} ${STATUS_CODES[status]}`, 'content-type: application/problem+json', `content-length: ${Buffer.byteLength(body)}`, 'connection: close'];
+  socket.end(`${head.join('\r\n')}\r\n\r\n${body}`);
+}
+
 async function listen(server: Server, { port, host }: Config): Promise<number> {
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject).listen(port, host, resolve);
@@ -124,7 +145,13 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   };
 
   let listener: RequestListener = starting;
-  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000 }, (request, response) => listener(request, response));
+  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000, requireHostHeader: false }, (request, response) => {
+    // Forms that are no path (absolute, authority, asterisk) are read by routers in ways of their own. Node would refuse a
+    // request without a Host by itself, but without a code.
+    if (request.url?.startsWith('/') && request.headers.host !== undefined) listener(request, response);
+    else answerMalformed(response);
+  });
+  server.on('clientError', refuseUnreadable).on('checkExpectation', (_request, response) => answerMalformed(response, 417));
   const port = await listen(server, config);
   undo.push(() => {
     server.close();

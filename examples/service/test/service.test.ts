@@ -4,6 +4,7 @@
  */
 import { createHmac, generateKeyPairSync, sign } from 'node:crypto';
 import { join } from 'node:path';
+import { connect } from 'node:net';
 import { hashPassword } from 'better-auth/crypto';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
@@ -459,6 +460,48 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
     expect(refusal.headers.get('access-control-allow-origin')).toBe(ALLOWED_ORIGIN);
     expect(refusal.headers.get('access-control-expose-headers')).toContain('x-request-id');
     expect((await preflight(ALLOWED_ORIGIN, '/api/devices')).headers.get('access-control-allow-origin')).toBeNull();
+  });
+
+  it('lets only an administrator make codes for devices that nobody has to approve', async () => {
+    expect(await call('POST', '/api/enrollment-codes', { token: other, body: { auto_approve: true } })).toMatchObject({ status: 403, json: { code: 'forbidden' } });
+    const made = await call('POST', '/api/enrollment-codes', { token: other, body: {} });
+    expect(made).toMatchObject({ status: 201, json: { auto_approve: false } });
+    const client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });
+    expect(await client.enroll({ code: made.json.code })).toMatchObject({ status: 'pending' });
+    expect((await chat(client)).json.error.code).toBe('device_pending');
+    expect((await newCode({})) as object).toMatchObject({ auto_approve: true });
+  });
+
+  it('answers what is no HTTP, and no path, with a coded error too', async () => {
+    const { port: at } = new URL(service.origin);
+    const say = (text: string): Promise<string> =>
+      new Promise((resolve, reject) => {
+        let answer = '';
+        connect(Number(at), '127.0.0.1')
+          .setEncoding('latin1')
+          .on('data', (chunk) => (answer += String(chunk)))
+          .on('error', reject)
+          .on('close', () => resolve(answer))
+          .end(text);
+      });
+    const rest = 'HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n';
+    const cases: [string, number][] = [
+      [`GET http:// ${rest}`, 400],
+      [`GET http://[ ${rest}`, 400],
+      [`GET http://evil.example/api/devices ${rest}`, 400],
+      [`OPTIONS * ${rest}`, 400],
+      ['nonsense\r\n\r\n', 400],
+      ['GET / HTTP/1.1\r\n\r\n', 400],
+      [`GET / HTTP/1.1\r\nhost: x\r\na: ${'b'.repeat(40_000)}\r\n\r\n`, 431],
+      ['POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n', 400],
+      ['POST / HTTP/1.1\r\nhost: x\r\nexpect: something\r\nconnection: close\r\n\r\n', 417],
+    ];
+    for (const [text, status] of cases) {
+      const answer = await say(text);
+      expect([text, answer.split('\r\n', 1)[0]]).toEqual([text, expect.stringMatching(`^HTTP/1.1 ${status} `)]);
+      expect(answer).toContain('application/problem+json');
+      expect(answer).toContain('"code":"malformed_request"');
+    }
   });
 
   it('uses the newest provider key, shows none, and stops at once when it is revoked', async () => {

@@ -1,6 +1,6 @@
 /** Starting and stopping: one process per folder, every fault of the configuration at once, nothing unsafe served. */
 import { existsSync, statSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
@@ -117,6 +117,38 @@ describe('a start on the embedded database', () => {
     expect((await call('POST', '/api/setup', { body: { ...body, code: winners[0]!.setupCode } })).status).toBe(403);
     expect((await call('POST', '/api/setup', { body: { ...body, code: next.setupCode } })).status).toBe(201);
     expect(await next.stop()).toBe(0);
+  });
+
+  it('stops when the file of its lock is deleted, and lets nobody in before it has', async () => {
+    const own = await folder();
+    const first = await startService(own, {});
+    await rm(join(own, 'data/keyguard.lock'));
+    // The kernel would give a new file's lock to anyone; the process that is named beside it still runs.
+    const second = runMain(own, {});
+    const ended = performance.now();
+    expect(await first.exit).toBe(1);
+    expect(performance.now() - ended).toBeLessThan(5000);
+    expect(first.output()).toContain('was deleted while KeyGuard ran');
+    expect(await second.exit).toBe(1);
+    expect(second.output()).toContain(`process ${first.child.pid}`);
+    const third = await startService(own, {});
+    expect(await third.stop()).toBe(0);
+    await remove(own);
+  });
+
+  it('refuses a data folder that others may write, and one that is none, and says what to do', async () => {
+    const own = await folder();
+    await mkdir(join(own, 'open'), { mode: 0o777 });
+    await chmod(join(own, 'open'), 0o777);
+    await writeFile(join(own, 'file'), '');
+    const refused = async (name: string): Promise<string> => {
+      const started = runMain(own, { KEYGUARD_DATA_DIR: name });
+      expect(await started.exit).toBe(1);
+      return started.output();
+    };
+    expect(await refused('open')).toMatch(/^Others may write the data folder \S+open, .+chmod 700/);
+    expect(await refused('file')).toMatch(/^The data folder \S+file cannot be made \(EEXIST\): set KEYGUARD_DATA_DIR/);
+    await remove(own);
   });
 
   it('reads a .env, over which the environment wins, and takes the administrator from it', async () => {
@@ -260,7 +292,7 @@ describe('a start on PostgreSQL', () => {
     expect((await call('POST', '/api/auth/sign-in/email', { body: { email: 'a@example.com', password: 'x' } })).status).toBe(503);
     await backend.asSuperuser(deployment, `ALTER ROLE ${login} CONNECTION LIMIT -1`);
     await expect.poll(async () => (await call('GET', '/api/devices', { token })).status, { timeout: 5000 }).toBe(200);
-    expect((await call('GET', '/readyz')).status).toBe(200);
+    await expect.poll(async () => (await call('GET', '/readyz')).status, { timeout: 5000 }).toBe(200);
     expect(await service.stop()).toBe(0);
   });
 });

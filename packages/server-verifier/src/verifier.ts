@@ -119,11 +119,11 @@ async function verifyInOrder(
   const rate = await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.consume(device.deviceId, 1, limit));
   demandAllowed(context, rate);
 
-  // 8: the awaits took time; the answer is only given within the window, and for what the device may do now.
-  demandFresh(context, head);
+  // 8: the awaits took time; the answer is only given for what the device may do now, and within the window.
   const present = await findDevice(context, head.keyId);
   if (present === null) throw signatureInvalid('unknown key');
   if (!anyStatus) demandActive(context, present, incoming.ip);
+  demandFresh(context, head);
   return Object.freeze({
     device: present,
     keyId: head.keyId,

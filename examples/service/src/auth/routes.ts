@@ -18,6 +18,8 @@ const HEADERS = ['authorization', 'cookie', 'user-agent'] as const;
 // What a browser says of a page of ours, and of a person who typed the address.
 const OWN_SITES: ReadonlySet<string> = new Set(['same-origin', 'none']);
 
+const MAX_SIGNING_IN = 8;
+
 export interface AuthRoutesOptions {
   readonly auth: Auth;
   readonly setup: Setup;
@@ -35,6 +37,7 @@ export function authRoutes(options: AuthRoutesOptions): Router {
   const { auth, setup, audit, keys, readJson, origins, setupLimiter } = options;
   const [origin] = origins;
   const router = Router({ caseSensitive: true, strict: true });
+  let signingIn = 0;
 
   /** What better-auth answers to `path`; `body` has passed a schema. */
   async function ask(request: Request, path: string, body?: object): Promise<globalThis.Response> {
@@ -74,7 +77,15 @@ export function authRoutes(options: AuthRoutesOptions): Router {
 
   router.post(`${AUTH_PATH}/sign-in/email`, async (request, response) => {
     const body = signInBody.parse(await readJson(request));
-    const answer = await ask(request, '/sign-in/email', body);
+    // Each sign-in is several transactions and a key derivation: a burst of them must not stand before everything else.
+    if (signingIn >= MAX_SIGNING_IN) throw tooManyRequests(1);
+    signingIn += 1;
+    let answer: globalThis.Response;
+    try {
+      answer = await ask(request, '/sign-in/email', body);
+    } finally {
+      signingIn -= 1;
+    }
     const json = await readAnswer(answer);
     const entry = signInEntry(answer, json, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
     if (entry !== null) await audit.record(entry);

@@ -43,8 +43,10 @@ export function deviceRoutes({ sql, keys, audit, readJson, onShut, clock = syste
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
 
   router.post('/api/enrollment-codes', async (request, response) => {
-    const { userId } = principalOf(request);
+    const { userId, isAdministrator } = principalOf(request);
     const body = createCodeBody.parse(await readJson(request));
+    // A device that nobody has to approve is approved by whoever makes its code, and only administrators approve.
+    if (!isAdministrator && body.auto_approve === true) throw new HttpProblem('forbidden', 'Only an administrator makes codes for devices that need no approval.');
     const code = generateEnrollmentCode(webCryptoRandom());
     const created = await asUser(sql, userId, async (tx) => {
       const made = await postgresEnrollmentCodes(tx, { rowMacKey, clock }).create({
@@ -54,7 +56,7 @@ export function deviceRoutes({ sql, keys, audit, readJson, onShut, clock = syste
         projectId: DEFAULT_PROJECT_ID,
         label: body.label ?? null,
         maxUses: body.max_uses,
-        autoApprove: body.auto_approve,
+        autoApprove: body.auto_approve ?? isAdministrator,
         expiresAtMs: clock.nowMs() + body.expires_in_s * 1000,
       });
       await audit.recordIn(tx, {

@@ -13,7 +13,8 @@ export const label = z
 
 export const createCodeBody = z.strictObject({
   label: label.optional(),
-  auto_approve: z.boolean().default(true),
+  /** By default what its maker may grant: administrators' devices need no approval. */
+  auto_approve: z.boolean().optional(),
   max_uses: z.int().min(1).max(10_000).default(1),
   expires_in_s: z.int().min(10).max(MAX_CODE_LIFE_SECONDS).default(15 * 60),
 });
