@@ -13,6 +13,7 @@ const CONTESTANTS = {
   'node:http': { carriage: 'none', kind: 'limit' },
   'node:http + one bare verify': { carriage: 'none', kind: 'limit' },
   Express: { carriage: 'none', kind: 'limit' },
+  'Express + the bare steps by hand': { carriage: 'keyguard', kind: 'limit' },
   'Express + KeyGuard': { carriage: 'keyguard', kind: 'ours' },
   'Express + jose ES256 bearer': { carriage: 'bearer', kind: 'peer' },
   'Express + jose ES256 bearer, body left unread': { carriage: 'bearer', kind: 'peer' },
@@ -48,7 +49,7 @@ export const express: Suite = async ({ quick }) => {
     const costs = new Map<ServerName, number[]>(names.map((name) => [name, []]));
     const rates = new Map<ServerName, number[]>(names.map((name) => [name, []]));
     const requests = new Map<ServerName, number>();
-    const rounds = quick ? 4 : 20;
+    const rounds = quick ? 3 : 20;
     const sliceSeconds = quick ? 0.25 : 0.6;
     // Only after some ten thousand requests has V8 compiled what it will compile.
     const warmUpRequests = quick ? [3000, 1000] : [6000, 6000, 3000];
@@ -88,6 +89,13 @@ export const express: Suite = async ({ quick }) => {
             goal: null,
           },
           { name: 'KeyGuard / node:http + one bare verify', value: rate('Express + KeyGuard', 'node:http + one bare verify'), goal: { atLeast: 0.75 } },
+          { name: 'KeyGuard / the bare steps by hand', value: rate('Express + KeyGuard', 'Express + the bare steps by hand'), goal: null },
+          { name: 'the bare steps by hand / Express + jose', value: rate('Express + the bare steps by hand', 'Express + jose ES256 bearer'), goal: null },
+          {
+            name: 'the bare steps by hand / node:http + one bare verify',
+            value: rate('Express + the bare steps by hand', 'node:http + one bare verify'),
+            goal: null,
+          },
           { name: 'KeyGuard / Express + http-message-signatures', value: rate('Express + KeyGuard', 'Express + http-message-signatures'), goal: null },
         ],
       },
@@ -100,6 +108,7 @@ export const express: Suite = async ({ quick }) => {
         rows: rowsOf(costs, kinds),
         ratios: [
           { name: 'Express + jose / KeyGuard, processor time', value: thrift('Express + KeyGuard', 'Express + jose ES256 bearer'), goal: null },
+          { name: 'the bare steps by hand / KeyGuard, processor time', value: thrift('Express + KeyGuard', 'Express + the bare steps by hand'), goal: null },
           { name: 'node:http + one bare verify / KeyGuard, processor time', value: thrift('Express + KeyGuard', 'node:http + one bare verify'), goal: null },
         ],
       },

@@ -7,7 +7,11 @@ import type { AddressInfo } from 'node:net';
 import { verify as verifyBytes } from 'node:crypto';
 import { keyguard } from '@keyguard/adapters-express';
 import { memoryReplayStore } from '@keyguard/core/memory';
-import { createVerifier } from '@keyguard/server-verifier';
+import { toBase64, utf8 } from '@keyguard/core/bytes';
+import { signatureBase } from '@keyguard/core/canonical';
+import type { Bytes } from '@keyguard/core/seams';
+import { assertFresh, readSignedHead } from '@keyguard/core/verify';
+import { createVerifier, nodePrimitives } from '@keyguard/server-verifier';
 import express, { type Express, type RequestHandler } from 'express';
 import { createVerifier as createRfc9421Verifier, httpbis } from 'http-message-signatures';
 import { jwtVerify } from 'jose';
@@ -34,6 +38,8 @@ const SERVERS = {
   'Express + jose ES256 bearer, body left unread': (key: Key) => application(bearer(key)),
 
   'Express + http-message-signatures': (key: Key) => application(rawBody(), rfc9421(key)),
+
+  'Express + the bare steps by hand': (key: Key) => application(bareSteps(key)),
 
   'Express + KeyGuard': (key: Key) =>
     application(
@@ -70,6 +76,31 @@ function application(...handlers: RequestHandler[]): Express {
 }
 
 const rawBody = (): RequestHandler => express.raw({ type: () => true });
+
+/**
+ * What the protocol costs at least behind Express: head, signature, body hash, one Set of nonces, and none of what makes it safe to run
+ * (limits of size, memory, time and rate, a registry, time-outs of seams, a store that forgets).
+ */
+function bareSteps(key: Key): RequestHandler {
+  const primitives = nodePrimitives();
+  const used = new Set<string>();
+  return (request, _response, next) => {
+    const chunks: Buffer[] = [];
+    request.on('data', (chunk: Buffer) => chunks.push(chunk));
+    request.on('end', () => {
+      const body = chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks);
+      const head = readSignedHead({ method: request.method, target: request.originalUrl, rawHeaders: request.rawHeaders }, [AUTHORITY]);
+      assertFresh(head.createdSeconds, { maxAgeSeconds: 300, maxFutureSeconds: 60 }, Date.now());
+      const valid = primitives.verify(key.publicObject, utf8(signatureBase(head, 'keyguard-v1')), head.signature);
+      const matches = toBase64(primitives.sha256(body as Bytes) as Bytes) === head.bodySha256;
+      const pair = `${head.keyId}.${head.nonce}`;
+      if (valid !== true || !matches || used.has(pair)) throw new Error('The bare steps refused a request.');
+      used.add(pair);
+      request.body = body;
+      next();
+    });
+  };
+}
 
 function bearer(key: Key): RequestHandler {
   const { publicKey } = key.webCryptoPair;
