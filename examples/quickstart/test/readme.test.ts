@@ -25,6 +25,9 @@ function blocks(language: string): string[] {
   return [...readme.matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)^\`\`\`$`, 'gm'))].map(([, text]) => text!);
 }
 
+// What a stranger's shell holds: nothing of ours, and nothing that makes these commands part of a test run.
+const shell = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('KEYGUARD_') && !name.startsWith('VITEST')));
+
 const commands = blocks('sh').flatMap((block) => block.trim().split('\n'));
 
 async function freePort(): Promise<number> {
@@ -101,7 +104,7 @@ interface Finished {
 /** Runs the package manager as the README does, but for the download by npx. */
 function run(args: readonly string[], environment: Record<string, string>, input = ''): Promise<Finished> {
   return new Promise((resolve) => {
-    const child = execFile('pnpm', args, { cwd: root, env: { ...process.env, ...environment } }, (error, stdout) =>
+    const child = execFile('pnpm', args, { cwd: root, env: { ...shell, ...environment } }, (error, stdout) =>
       resolve({ code: typeof error?.code === 'number' ? error.code : error === null ? 0 : 1, output: stdout }),
     );
     child.stderr?.on('data', (text: string) => process.env['KEYGUARD_VERBOSE'] && process.stderr.write(text));
@@ -148,7 +151,7 @@ describe('the commands of the README, in their order', { timeout: 120_000 }, () 
   async function start(): Promise<void> {
     const { KEYGUARD_EMAIL: _, KEYGUARD_PASSWORD: __, KEYGUARD_URL: ___, ...own } = environment;
     // A group of its own, so that the package manager's children end with it.
-    service = spawn('pnpm', ['start'], { cwd: root, detached: true, env: { ...process.env, OPENAI_API_KEY: '', ...own }, stdio: ['ignore', 'pipe', 'inherit'] });
+    service = spawn('pnpm', ['start'], { cwd: root, detached: true, env: { ...shell, OPENAI_API_KEY: '', ...own }, stdio: ['ignore', 'pipe', 'inherit'] });
     await new Promise<void>((resolve, reject) => {
       service.stdout!.setEncoding('utf8').on('data', (text: string) => {
         printed += text;

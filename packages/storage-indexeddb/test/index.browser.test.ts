@@ -182,7 +182,6 @@ describe('indexedDbKeyStore', () => {
 
 describe('KeyGuardClient on indexedDbKeyStore', () => {
   const origin = 'https://keyguard.example.com';
-  const device = { device_id: 'd1', key_id: '', status: 'active' };
 
   async function verified(request: Request, tag: 'keyguard-v1' | 'keyguard-enroll-v1', key: SigningKey): Promise<Uint8Array> {
     const { pathname, search, host } = new URL(request.url);
@@ -202,8 +201,9 @@ describe('KeyGuardClient on indexedDbKeyStore', () => {
     const databaseName = newDatabaseName();
     const sent: Request[] = [];
     const fakeFetch = async (input: RequestInfo | URL, init?: RequestInit): Promise<Response> => {
-      sent.push(new Request(input, init));
-      return Response.json(device);
+      const request = new Request(input, init);
+      sent.push(request);
+      return Response.json({ device_id: 'd1', key_id: request.headers.get('x-keyguard-key-id'), status: 'active' });
     };
     const keyStore = indexedDbKeyStore({ databaseName });
     const client = new KeyGuardClient({ origin, keyStore, fetch: fakeFetch });
