@@ -124,50 +124,61 @@ const isPassword = (text: string): boolean => characters(text) >= MIN_PASSWORD_C
 const apiKey = checked((text) => /^[\x21-\x7e]{8,512}$/.test(text), 'must be 8 to 512 printable characters without spaces');
 const databaseUrl = checked(isDatabaseUrl, 'must be a URL that begins with postgres:// or postgresql://');
 
-const schema = z
-  .object({
-    PORT: integer(3000, 0, 65_535),
-    HOST: checked((text) => /^[A-Za-z0-9.:-]{1,253}$/.test(text), 'must be a host name or an address'),
-    KEYGUARD_PUBLIC_URL: checked((text) => originOf(text) !== null, 'must be http(s)://host[:port] and nothing more'),
-    KEYGUARD_DATA_DIR: checked((text) => !CONTROL.test(text), 'must be a path'),
-    DATABASE_URL: databaseUrl,
-    DATABASE_OWNER_URL: databaseUrl,
-    KEYGUARD_ROOT_KEY_FILE: checked((text) => !CONTROL.test(text), 'must be a path'),
-    KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
-    KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
-    KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
-    OPENAI_API_KEY: apiKey,
-    OPENAI_BASE_URL: z
-      .string()
-      .superRefine((text, context) => {
-        try {
-          openaiUpstream(text);
-        } catch (error) {
-          const message = error instanceof Error ? error.message.replace(/^OPENAI_BASE_URL /, '').replace(/\.$/, '') : 'is not usable';
-          context.addIssue({ code: 'custom', message });
-        }
-      })
-      .optional(),
-    KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
-    KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
-    KEYGUARD_ALLOWED_ORIGINS: originList,
-    TRUST_PROXY: integer(0, 0, 16),
-    LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(', ')}` }).default('info'),
-  })
-  .superRefine((env, context) => {
-    const fault = (name: string, message: string): void => context.addIssue({ code: 'custom', path: [name], message });
-    if (env.DATABASE_OWNER_URL !== undefined && env.DATABASE_URL === undefined) {
-      fault('DATABASE_OWNER_URL', 'is for migrations: DATABASE_URL must be set as well, for a login without rights of its own');
-    }
-    if (env.KEYGUARD_ROOT_KEY_FILE !== undefined && env.KEYGUARD_PASSPHRASE !== undefined) {
-      fault('KEYGUARD_PASSPHRASE', 'cannot be set together with KEYGUARD_ROOT_KEY_FILE: there is one root key');
-    }
-    if ((env.KEYGUARD_ADMIN_EMAIL === undefined) !== (env.KEYGUARD_ADMIN_PASSWORD === undefined)) {
-      fault('KEYGUARD_ADMIN_EMAIL', 'and KEYGUARD_ADMIN_PASSWORD must be set together or not at all');
-    }
-  });
+const schema = z.object({
+  PORT: integer(3000, 0, 65_535),
+  HOST: checked((text) => /^[A-Za-z0-9.:-]{1,253}$/.test(text), 'must be a host name or an address'),
+  KEYGUARD_PUBLIC_URL: checked((text) => originOf(text) !== null, 'must be http(s)://host[:port] and nothing more'),
+  KEYGUARD_DATA_DIR: checked((text) => !CONTROL.test(text), 'must be a path'),
+  DATABASE_URL: databaseUrl,
+  DATABASE_OWNER_URL: databaseUrl,
+  KEYGUARD_ROOT_KEY_FILE: checked((text) => !CONTROL.test(text), 'must be a path'),
+  KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
+  KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
+  KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
+  OPENAI_API_KEY: apiKey,
+  OPENAI_BASE_URL: z
+    .string()
+    .superRefine((text, context) => {
+      try {
+        openaiUpstream(text);
+      } catch (error) {
+        const message = error instanceof Error ? error.message.replace(/^OPENAI_BASE_URL /, '').replace(/\.$/, '') : 'is not usable';
+        context.addIssue({ code: 'custom', message });
+      }
+    })
+    .optional(),
+  KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
+  KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
+  KEYGUARD_ALLOWED_ORIGINS: originList,
+  TRUST_PROXY: integer(0, 0, 16),
+  LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(', ')}` }).default('info'),
+});
 
 export const SETTINGS: readonly string[] = Object.keys(schema.shape);
+
+/** Faults of settings that do not go together; told also where others have faults of their own. */
+function faultsTogether(given: Readonly<Record<string, string>>): string[] {
+  const faults: string[] = [];
+  const isSet = (name: string): boolean => given[name] !== undefined;
+  if (isSet('DATABASE_OWNER_URL') && !isSet('DATABASE_URL')) {
+    faults.push('DATABASE_OWNER_URL: is for migrations: DATABASE_URL must be set as well, for a login without rights of its own.');
+  }
+  if (isSet('KEYGUARD_ROOT_KEY_FILE') && isSet('KEYGUARD_PASSPHRASE')) {
+    faults.push('KEYGUARD_PASSPHRASE: cannot be set together with KEYGUARD_ROOT_KEY_FILE: there is one root key.');
+  }
+  if (isSet('KEYGUARD_ADMIN_EMAIL') !== isSet('KEYGUARD_ADMIN_PASSWORD')) {
+    faults.push('KEYGUARD_ADMIN_EMAIL: and KEYGUARD_ADMIN_PASSWORD must be set together or not at all.');
+  }
+  // Clients sign for a host without the default port of either scheme.
+  const publicOrigin = given['KEYGUARD_PUBLIC_URL'] === undefined ? null : originOf(given['KEYGUARD_PUBLIC_URL']);
+  if (publicOrigin !== null && /:(?:80|443)$/.test(new URL(publicOrigin).host)) {
+    faults.push("KEYGUARD_PUBLIC_URL: must not name the other scheme's default port.");
+  }
+  if (given['PORT'] === '443' && !isSet('KEYGUARD_PUBLIC_URL')) {
+    faults.push('PORT: 443 is the port of https, which this process does not speak: set KEYGUARD_PUBLIC_URL to the https address in front of it, or another PORT.');
+  }
+  return faults;
+}
 
 /**
  * `.env` of `folder` under what is set already, which wins.
@@ -200,6 +211,7 @@ export function readConfig(environment: Environment, folder: string): Config {
       faults.push(`${name}: is not a setting of this version.`);
     }
   }
+  faults.push(...faultsTogether(given));
   const parsed = schema.safeParse(given);
   if (!parsed.success) faults.push(...parsed.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}.`));
   if (faults.length > 0 || !parsed.success) throw new ConfigError(faults.toSorted());

@@ -72,6 +72,11 @@ describe('the configuration', () => {
     expect(faultsOf({ DATABASE_OWNER_URL: 'postgres://a@b/c' })).toHaveLength(1);
     expect(faultsOf({ KEYGUARD_ADMIN_PASSWORD: 'a long and quiet password' })).toHaveLength(1);
     expect(faultsOf({ KEYGUARD_PASSPHRASE: 'long enough a passphrase', KEYGUARD_ROOT_KEY_FILE: 'x' })).toHaveLength(1);
+    expect(faultsOf({ PORT: '443' })).toHaveLength(1);
+    expect(faultsOf({ PORT: '443', KEYGUARD_PUBLIC_URL: 'https://keyguard.example.com' })).toEqual([]);
+    expect(faultsOf({ KEYGUARD_PUBLIC_URL: 'https://keyguard.example.com:80' })).toHaveLength(1);
+    // Also beside faults of other settings.
+    expect(faultsOf({ PORT: 'x', TRUST_PROXY: 'x', KEYGUARD_ADMIN_EMAIL: 'a@example.com', DATABASE_OWNER_URL: 'postgres://a@b/c' })).toHaveLength(4);
     expect(faultsOf({ PORT: '', REDIS_URL: '' })).toEqual([]);
     // What a cluster sets for a service called keyguard is not a misspelt setting.
     expect(faultsOf({ KEYGUARD_SERVICE_HOST: '10.0.0.1', KEYGUARD_PORT: 'tcp://10.0.0.1:3000', KEYGUARD_PORT_3000_TCP_ADDR: '10.0.0.1', KEYGUARD_REDIS_SERVICE_PORT: '1' })).toEqual([]);
