@@ -1,6 +1,6 @@
 const AROUND_ECDSA =
-  'The faster the machine checks a signature, the more the rest weighs. Most of the rest is reading the head, the hash of the body, the bytes of the base and the ' +
-  'nonce that is kept; the limiters answer through promises, and every await behind a seam costs one more.';
+  'The faster the machine checks a signature, the more the rest weighs. About half of the rest is the format (head, hash of the body, bytes of the base: the row without ' +
+  'stores), the other half the recipe around it: limiters that answer through promises, the nonce that is kept, the second look at the device, an await behind every seam.';
 const BEHIND_EXPRESS =
   'The row of the bare steps by hand shows what is left when everything is taken away but the protocol itself: that is the most that Express allows here. The way ' +
   'from there to KeyGuard is limits, time-outs, the body budget, the second look at the device, and the promises between the seams. Of these only the promises could go ' +

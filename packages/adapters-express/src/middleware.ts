@@ -43,8 +43,8 @@ export function keyguard(verifier: Verifier, options: KeyguardMiddlewareOptions 
       return;
     }
     request.keyguard = verified;
-    const { buffer, byteOffset, byteLength } = verified.body;
-    request.body = Buffer.from(buffer, byteOffset, byteLength);
+    const { body } = verified;
+    request.body = Buffer.isBuffer(body) ? body : Buffer.from(body.buffer, body.byteOffset, body.byteLength);
     next();
   };
 }
@@ -69,7 +69,7 @@ export function receiver({ maxUnverifiedBytes }: Policy): Receiver {
         // Routers strip their mount path from `url`; the caller signed the original.
         target: request.originalUrl,
         rawHeaders: request.rawHeaders,
-        ip: request.ip ?? null,
+        ip: addressOf(request),
         body(policy, holder) {
           lease = budget(holder);
           return readRawBody(request, policy, lease.charge);
@@ -79,6 +79,11 @@ export function receiver({ maxUnverifiedBytes }: Policy): Receiver {
       lease?.release();
     }
   };
+}
+
+/** What `request.ip` says. Where no proxy is trusted, which is Express's default, without parsing headers that it then ignores. */
+function addressOf(request: Request): string | null {
+  return (request.app.enabled('trust proxy') ? request.ip : request.socket.remoteAddress) ?? null;
 }
 
 /** Answers a refusal; hands anything else (a mistake in the program) to Express. */

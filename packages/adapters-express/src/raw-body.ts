@@ -8,6 +8,7 @@ import type { Bytes } from '@keyguard/core/seams';
 import type { Policy } from '@keyguard/server-verifier/policy';
 
 const FIRST_BYTES = 1024;
+const EMPTY = Buffer.alloc(0);
 
 /** Takes memory into account before it is allocated. @throws UnavailableError `overloaded` */
 export type Charge = (bytes: number) => void;
@@ -71,7 +72,7 @@ export function readRawBody(request: IncomingMessage & { body?: unknown }, polic
 
   return new Promise((resolve, reject) => {
     // One buffer that grows: a list of chunks would cost many times what they hold, if someone sends them one byte each.
-    let buffer: Buffer = Buffer.alloc(0);
+    let buffer: Buffer = EMPTY;
     let length = 0;
 
     const settle = (): void => {
@@ -108,7 +109,7 @@ export function readRawBody(request: IncomingMessage & { body?: unknown }, polic
     };
     const onEnd = (): void => {
       settle();
-      resolve(buffer.subarray(0, length) as Bytes);
+      resolve((length === buffer.length ? buffer : buffer.subarray(0, length)) as Bytes);
     };
     const onGone = (): void => fail(endedEarly());
     const timer = setTimeout(() => fail(new RejectedError('request_timeout', 'The body did not arrive in time.')), policy.bodyTimeoutMs);
