@@ -1,7 +1,8 @@
-"""docs/spec/request-signing.md sections 2 to 5 and 14: base, hashes, key ids, signatures and both carriages."""
+"""docs/spec/request-signing.md sections 2 to 5, 12 and 15: base, hashes, key ids, signatures, both carriages, and the proof of a new key."""
 
 import base64
 import hashlib
+import json
 
 from algorithms import ecdsa_public, ecdsa_sign, ecdsa_verify
 
@@ -56,6 +57,10 @@ def signature_base(case, body_sha256):
     return "\n".join([*lines, f'"@signature-params": {params(case)}'])
 
 
+def rotation_proof_text(proof):
+    return "\n".join(["keyguard-rotate-proof-v1", proof["oldKeyId"], proof["newKeyId"], proof["timestamp"], proof["nonce"]])
+
+
 def _flipped(data, at):
     return bytes(byte ^ (1 if i == at else 0) for i, byte in enumerate(data))
 
@@ -93,6 +98,28 @@ def judge(document):
             and not ecdsa_verify(public, base.encode() + b"\n", signature)
             and not ecdsa_verify(public, base.encode(), _flipped(signature, 40))
         )
+    yield {"comment": "the proof of a new key"}, judge_rotation(document, document["rotationProof"])
+
+
+def judge_rotation(document, proof):
+    public, private = point(proof["newPublicJwk"]), int.from_bytes(unbase64url(proof["newPrivateD"]), "big")
+    text, expected = rotation_proof_text(proof).encode(), proof["expected"]
+    signature = ecdsa_sign(private, text)
+    request = next(case for case in document["cases"] if case["tag"] == "keyguard-rotate-v1")
+    body = json.loads(request["body"])
+    return (
+        ecdsa_public(private) == public
+        and thumbprint(proof["newPublicJwk"]) == proof["newKeyId"]
+        and text == expected["text"].encode()
+        and hashlib.sha256(text).hexdigest() == expected["textSha256Hex"]
+        and base64.b64encode(signature).decode() == expected["proofRfc6979"] == body["proof"]
+        and body["jwk"] == proof["newPublicJwk"]
+        and (proof["oldKeyId"], proof["timestamp"], proof["nonce"])
+        == (request["keyId"], str(request["created"]), request["nonce"])
+        and ecdsa_verify(public, text, signature)
+        and not ecdsa_verify(public, text + b"\n", signature)
+        and not ecdsa_verify(point(document["publicJwk"]), text, signature)
+    )
 
 
 def judge_rfc9421(document):

@@ -18,6 +18,9 @@ export type SignatureTag = 'keyguard-v1' | 'keyguard-enroll-v1' | 'keyguard-rota
 export const MAX_AGE_SECONDS = 300;
 export const MAX_FUTURE_SECONDS = 60;
 
+/** How long a key that was replaced may still verify. A ceiling. */
+export const MAX_KEY_OVERLAP_MS = 60_000;
+
 export const MAX_TARGET_BYTES = 8192;
 export const MAX_FIELD_VALUE_BYTES = 1024;
 
@@ -151,4 +154,24 @@ export function signatureBase(parts: SignedParts, tag: SignatureTag): string {
   if (parts.contentType !== null) base += `"content-type": ${parts.contentType}\n`;
   for (const [name, value] of parts.coveredHeaders) base += `"${name}": ${value}\n`;
   return `${base}"@signature-params": ${signatureParams(parts, tag)}`;
+}
+
+/** What the proof of a new key speaks of. Both ids and the two values of the headers are of fixed length. */
+export interface RotationProofParts {
+  /** The key that is replaced, and that signs the request. */
+  readonly oldKeyId: string;
+  /** The key that takes its place, and that signs this text. */
+  readonly newKeyId: string;
+  /** The request's `x-keyguard-timestamp`. */
+  readonly timestamp: string;
+  /** The request's `x-keyguard-nonce`. */
+  readonly nonce: string;
+}
+
+/**
+ * The exact ASCII text by which a new key proves that it is held by whoever rotates to it. It begins as no signature base does, so
+ * neither signature passes for the other, and it is good for this one request only.
+ */
+export function rotationProofText({ oldKeyId, newKeyId, timestamp, nonce }: RotationProofParts): string {
+  return `keyguard-rotate-proof-v1\n${oldKeyId}\n${newKeyId}\n${timestamp}\n${nonce}`;
 }

@@ -25,6 +25,7 @@ export type ProtocolRejectionCode =
   | 'rate_limited'
   | 'enrollment_rejected'
   | 'key_exists'
+  | 'rotation_rejected'
   | 'challenge_required';
 
 /** Untrusted data that is not a request: a public key, an envelope, an audit record, a proof, a checkpoint, a JSON value. */

@@ -12,6 +12,7 @@ import {
   MAX_TARGET_BYTES,
   signatureBase,
   splitTarget,
+  type SignatureTag,
   type SignedParts,
 } from '@keyguard/core/canonical';
 import golden from '../../../vectors/request-signing.json' with { type: 'json' };
@@ -31,7 +32,7 @@ describe('the signature base', () => {
       keyId: vector.keyId,
       nonce: vector.nonce,
     };
-    expect(signatureBase(parts, 'keyguard-v1')).toBe(vector.expected.signatureBase);
+    expect(signatureBase(parts, vector.tag as SignatureTag)).toBe(vector.expected.signatureBase);
     expect(vector.expected.rfc9421['Signature-Input']).toBe(
       `keyguard=${vector.expected.signatureBase.split('"@signature-params": ')[1]}`,
     );

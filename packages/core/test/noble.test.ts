@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { fromBase64Url, utf8 } from '@keyguard/core/bytes';
+import type { SignatureTag } from '@keyguard/core/canonical';
 import { generateNobleKey, nobleHmac, noblePrimitives, nobleSigningKey } from '@keyguard/core/noble';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
 import type { Bytes } from '@keyguard/core/seams';
@@ -34,7 +35,7 @@ describe('nobleSigningKey', () => {
     const { method, authority, path, query } = vector;
     const headers = Object.entries(vector.headers as Record<string, string>);
     const target = query === '' ? path : `${path}?${query}`;
-    expect(await sign({ method, authority, target, headers, body: utf8(vector.body) })).toEqual(vector.expected.headers);
+    expect(await sign({ method, authority, target, headers, body: utf8(vector.body) }, vector.tag as SignatureTag)).toEqual(vector.expected.headers);
   });
 
   it('keeps its own copy of the key, and shows it nowhere', async () => {

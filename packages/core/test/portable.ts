@@ -7,7 +7,7 @@
 import { describe, expect, it } from 'vitest';
 import { chainAfter, chainStart, sealEntries, verifyRecords, webCryptoMacKey } from '@keyguard/core/audit';
 import { fromBase64, fromBase64Url, toBase64, toBase64Url, utf8 } from '@keyguard/core/bytes';
-import { signatureBase, type CoveredHeader, type SignatureTag } from '@keyguard/core/canonical';
+import { rotationProofText, signatureBase, type CoveredHeader, type SignatureTag } from '@keyguard/core/canonical';
 import { fingerprintDigest, type HmacSha256 } from '@keyguard/core/fingerprint';
 import { importKeyPair, parsePublicJwk, signingKey, thumbprint } from '@keyguard/core/keys';
 import type { AuditMacKey, AuditRecord, Bytes, Primitives, Random, SigningKey } from '@keyguard/core/seams';
@@ -39,6 +39,7 @@ export const toHex = (bytes: Uint8Array): string => Array.from(bytes, (byte) => 
 
 const invalidSignature = { name: 'RejectedError', code: 'signature_invalid' };
 const invalidJwk = { name: 'RejectedError', code: 'jwk_invalid' };
+const TAGS: readonly SignatureTag[] = ['keyguard-v1', 'keyguard-enroll-v1', 'keyguard-rotate-v1'];
 const doesNotOpen = { name: 'RejectedError', code: 'vault_open_failed', message: 'The value cannot be opened.', detail: undefined };
 
 // An implementation may answer at once or later, and throw at once or later.
@@ -88,7 +89,25 @@ function signatures({ primitives, newKey, random }: Platform): void {
       await expect(verifySignature(forged, body, key, tag, primitives)).rejects.toMatchObject(invalidSignature);
     }
     await expect(verifySignature(head, utf8('another body'), key, tag, primitives)).rejects.toMatchObject(invalidSignature);
-    await expect(verifySignature(head, body, key, 'keyguard-rotate-v1', primitives)).rejects.toMatchObject(invalidSignature);
+    for (const other of TAGS.filter((one) => one !== tag)) {
+      await expect(verifySignature(head, body, key, other, primitives)).rejects.toMatchObject(invalidSignature);
+    }
+  });
+
+  it('the golden proof of a new key: its text, its signature, and nothing else verifies', async () => {
+    const { newPublicJwk, oldKeyId, newKeyId, timestamp, nonce, expected } = golden.rotationProof;
+    const newKey = parsePublicJwk(newPublicJwk);
+    expect(await thumbprint(newKey, primitives)).toBe(newKeyId);
+    const parts = { oldKeyId, newKeyId, timestamp, nonce };
+    expect(rotationProofText(parts)).toBe(expected.text);
+    expect(toHex(await primitives.sha256(utf8(expected.text)))).toBe(expected.textSha256Hex);
+    const proof = fromBase64(expected.proofRfc6979)!;
+    const key = await primitives.importPublicKey(newKey);
+    expect(await primitives.verify(key, utf8(rotationProofText(parts)), proof)).toBe(true);
+    for (const other of [{ ...parts, oldKeyId: newKeyId, newKeyId: oldKeyId }, { ...parts, timestamp: '1735689601' }, { ...parts, nonce: 'A'.repeat(22) }]) {
+      expect(await primitives.verify(key, utf8(rotationProofText(other)), proof)).toBe(false);
+    }
+    expect(await primitives.verify(await primitives.importPublicKey(publicKey), utf8(expected.text), proof)).toBe(false);
   });
 
   it('names keys by the thumbprints on record', async () => {

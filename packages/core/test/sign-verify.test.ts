@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { p256 } from '@noble/curves/nist.js';
 import { fromBase64Url, toBase64, toBase64Url, utf8 } from '@keyguard/core/bytes';
+import type { SignatureTag } from '@keyguard/core/canonical';
 import { hasCode } from '@keyguard/core/errors';
 import { parsePublicJwk, thumbprint } from '@keyguard/core/keys';
 import { memoryKeyStore } from '@keyguard/core/memory';
@@ -37,12 +38,12 @@ describe('golden vectors', () => {
     const target = vector.query === '' ? vector.path : `${vector.path}?${vector.query}`;
     const headers = Object.entries(vector.headers as Record<string, string>);
     const { method, authority } = vector;
-    const signed = await sign({ method, authority, target, headers, body: utf8(vector.body) });
+    const signed = await sign({ method, authority, target, headers, body: utf8(vector.body) }, vector.tag as SignatureTag);
     expect(signed).toEqual(vector.expected.headers);
 
     const head = readSignedHead({ method, target, rawHeaders: [...headers.flat(), ...rawHeaders(signed)] }, [authority]);
     const key = await primitives.importPublicKey(publicJwk);
-    await verifySignature(head, utf8(vector.body), key, 'keyguard-v1', primitives);
+    await verifySignature(head, utf8(vector.body), key, vector.tag as SignatureTag, primitives);
   });
 
   it.each(rfc9421.vectors)('RFC 9421 $id: base and signature', async (vector) => {

@@ -31,6 +31,7 @@ const REJECTIONS = {
   rate_limited: { status: 429, title: 'Too many requests' },
   enrollment_rejected: { status: 403, title: 'Enrollment rejected' },
   key_exists: { status: 409, title: 'Key exists' },
+  rotation_rejected: { status: 403, title: 'Rotation rejected' },
 } as const satisfies Record<ProtocolRejectionCode, Row>;
 
 const UNAVAILABLE = {
