@@ -24,7 +24,13 @@ export const MAX_KEY_OVERLAP_MS = 60_000;
 export const MAX_TARGET_BYTES = 8192;
 export const MAX_FIELD_VALUE_BYTES = 1024;
 
-/** The six headers that carry a signature, each exactly once. */
+/**
+ * How a signature travels: in the `x-keyguard-*` headers below, or in the fields of RFC 9421 (`rfc9421.ts`). What is signed is
+ * the same. The verifier's policy says which one it takes; nothing is ever detected.
+ */
+export type Carriage = 'headers' | 'rfc9421';
+
+/** The six headers that carry a signature by default, each exactly once. */
 export const CARRIAGE_HEADERS = [
   'x-keyguard-version',
   'x-keyguard-key-id',
@@ -35,6 +41,11 @@ export const CARRIAGE_HEADERS = [
 ] as const;
 
 export type CarriageHeader = (typeof CARRIAGE_HEADERS)[number];
+
+/** The three fields that carry it in the other carriage, each exactly once. */
+export const RFC9421_FIELDS = ['signature-input', 'signature', 'content-digest'] as const;
+
+export type Rfc9421Field = (typeof RFC9421_FIELDS)[number];
 
 /** Headers that are signed when they are present, in the order in which they are signed. */
 export const COVERED_HEADERS: readonly string[] = [
@@ -138,8 +149,11 @@ export interface SignedParts {
   readonly nonce: string;
 }
 
+/** Those of the parts that the value of `@signature-params` names. */
+export type NamedParts = Pick<SignedParts, 'contentType' | 'coveredHeaders' | 'timestamp' | 'keyId' | 'nonce'>;
+
 /** The value of `@signature-params`, which is also what RFC 9421's `Signature-Input` carries after the label. */
-export function signatureParams(parts: SignedParts, tag: SignatureTag): string {
+export function signatureParams(parts: NamedParts, tag: string): string {
   let items = '("@method" "@authority" "@path" "@query" "content-digest"';
   if (parts.contentType !== null) items += ' "content-type"';
   for (const [name] of parts.coveredHeaders) items += ` "${name}"`;

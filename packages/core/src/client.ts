@@ -4,7 +4,7 @@
  *
  * @see docs/spec/request-signing.md
  */
-import type { SignatureTag } from './canonical.ts';
+import type { Carriage, SignatureTag } from './canonical.ts';
 import { hasCode, RejectedError, UnavailableError, UsageError, type RejectionCode } from './errors.ts';
 import type { Clock, DeviceStatus, KeyStore, Primitives, Random, SigningKey } from './seams.ts';
 import { createSigner, type Signer } from './sign.ts';
@@ -26,6 +26,8 @@ export interface KeyGuardClientOptions {
   readonly keyName?: string;
   /** Where the server mounts enrollment. Default `/api/keyguard`. */
   readonly basePath?: string;
+  /** How signatures travel; it must be what the server's policy takes. Default `headers`. */
+  readonly carriage?: Carriage;
   /** Default: the platform's `fetch` at the time of the call. */
   readonly fetch?: typeof globalThis.fetch;
   readonly clock?: Clock;
@@ -184,9 +186,9 @@ export class KeyGuardClient {
     return attempt();
   }
 
-  #signer(key: SigningKey): Signer {
-    const { random, primitives } = this.#options;
-    return createSigner({ key, clock: this.#clock, ...(random && { random }), ...(primitives && { primitives }) });
+  #signer(key: SigningKey): Signer<Carriage> {
+    const { carriage, random, primitives } = this.#options;
+    return createSigner({ key, clock: this.#clock, ...(carriage && { carriage }), ...(random && { random }), ...(primitives && { primitives }) });
   }
 
   #fetch(input: RequestInfo | URL, init?: RequestInit): Promise<Response> {

@@ -18,14 +18,18 @@ import {
   isTimestamp,
   isUnsupportedHeader,
   PROTOCOL_VERSION,
+  RFC9421_FIELDS,
   signatureBase,
   splitTarget,
+  type Carriage,
   type CarriageHeader,
   type CoveredHeader,
+  type Rfc9421Field,
   type SignatureTag,
   type SignedParts,
 } from './canonical.ts';
 import { RejectedError } from './errors.ts';
+import { readFields } from './rfc9421.ts';
 import type { Bytes, Primitives, VerifyKey } from './seams.ts';
 
 /** The head of a request as the server received it. */
@@ -41,6 +45,8 @@ export interface ReceivedHead {
 export interface SignedHead extends SignedParts {
   readonly createdSeconds: number;
   readonly signature: Bytes;
+  /** The tag that the sender wrote; `null` in the default carriage, which states none. {@link verifyHead} demands the route's. */
+  readonly statedTag: string | null;
 }
 
 function malformed(detail: string): RejectedError {
@@ -50,7 +56,7 @@ function malformed(detail: string): RejectedError {
 const MAX_HEADERS = 256;
 const SIGNATURE_BYTES = 64;
 const SIGNATURE_CHARACTERS = 88;
-const OTHER_HEADERS = ['host', 'content-type', 'content-encoding', 'signature', 'signature-input'] as const;
+const OTHER_HEADERS = ['host', 'content-type', 'content-encoding', ...RFC9421_FIELDS] as const;
 
 // Every name that matters, as the string that this file spells: V8 compares that one by its address, a received one by its letters.
 const NAMES: ReadonlyMap<string, CarriageHeader | (typeof OTHER_HEADERS)[number] | 'covered'> = new Map([
@@ -60,10 +66,11 @@ const NAMES: ReadonlyMap<string, CarriageHeader | (typeof OTHER_HEADERS)[number]
 
 /**
  * Step 1: reads the head, or throws. `authorities` are trusted: the exact `host[:port]` values under which this server is
- * reached. One alone is taken as it is; of several, the request's only `Host` must name one.
+ * reached. One alone is taken as it is; of several, the request's only `Host` must name one. `carriage` is trusted: the one in
+ * which the signature must come. Nothing is detected.
  * @throws RejectedError `malformed_request`, `unsupported_version`, `unsupported_header`, `unsupported_encoding`
  */
-export function readSignedHead(head: ReceivedHead, authorities: readonly string[]): SignedHead {
+export function readSignedHead(head: ReceivedHead, authorities: readonly string[], carriage: Carriage = 'headers'): SignedHead {
   const { method, target, rawHeaders } = head;
   if (!isMethod(method)) throw malformed('method');
   const split = splitTarget(target);
@@ -73,7 +80,7 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
   if (rawHeaders.length > 2 * MAX_HEADERS) throw malformed('too many headers');
 
   // One shape from the start, or every request would build it anew.
-  const carriage: Carriage = {
+  const carried: Carried = {
     'x-keyguard-version': undefined,
     'x-keyguard-key-id': undefined,
     'x-keyguard-timestamp': undefined,
@@ -81,6 +88,7 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
     'x-keyguard-body-sha256': undefined,
     'x-keyguard-signature': undefined,
   };
+  const fields: Partial<Record<Rfc9421Field, string>> | null = carriage === 'rfc9421' ? {} : null;
   const covered: CoveredHeader[] = [];
   let contentType: string | null = null;
   let host: string | null = null;
@@ -95,8 +103,8 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
       case 'x-keyguard-nonce':
       case 'x-keyguard-body-sha256':
       case 'x-keyguard-signature':
-        if (carriage[name] !== undefined) throw malformed(`${name} twice`);
-        carriage[name] = value;
+        if (carried[name] !== undefined) throw malformed(`${name} twice`);
+        carried[name] = value;
         break;
       case 'host':
         if (host !== null) throw malformed('host twice');
@@ -112,9 +120,17 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
           throw new RejectedError('unsupported_encoding', 'A signed body must not be compressed: the hash is of the bytes as they are.');
         }
         break;
-      case 'signature':
       case 'signature-input':
-        throw malformed('the RFC 9421 carriage is not enabled');
+      case 'signature':
+      case 'content-digest':
+        if (fields === null) {
+          // A digest alone carries no signature: it is a header like any other.
+          if (name === 'content-digest') break;
+          throw malformed('the RFC 9421 carriage is not enabled');
+        }
+        if (fields[name] !== undefined) throw malformed(`${name} twice`);
+        fields[name] = value;
+        break;
       case 'covered':
         if (covered.some(([other]) => other === received)) throw malformed(`${received} twice`);
         if (!isFieldValue(value)) throw malformed(received);
@@ -128,35 +144,43 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
   }
   if (covered.length > 1) covered.sort(([a], [b]) => COVERED_HEADERS.indexOf(a) - COVERED_HEADERS.indexOf(b));
 
-  const version = carriage['x-keyguard-version'];
+  let statedTag: string | null = null;
+  if (fields !== null) {
+    if (CARRIAGE_HEADERS.some((name) => carried[name] !== undefined)) throw malformed('the x-keyguard-* carriage is not enabled');
+    const read = readFields(fields, { contentType, coveredHeaders: covered });
+    Object.assign(carried, read.values);
+    ({ statedTag } = read);
+  }
+  const version = carried['x-keyguard-version'];
   if (version === undefined) throw malformed('x-keyguard-version missing');
   if (version !== PROTOCOL_VERSION) {
     throw new RejectedError('unsupported_version', `This server speaks version ${PROTOCOL_VERSION} of the protocol.`);
   }
-  const timestamp = demand(carriage, 'x-keyguard-timestamp', isTimestamp);
+  const timestamp = demand(carried, 'x-keyguard-timestamp', isTimestamp);
   // The strict decoder demands what the grammar does.
-  const signature = fromBase64(demand(carriage, 'x-keyguard-signature', (text) => text.length === SIGNATURE_CHARACTERS));
+  const signature = fromBase64(demand(carried, 'x-keyguard-signature', (text) => text.length === SIGNATURE_CHARACTERS));
   if (signature?.length !== SIGNATURE_BYTES) throw malformed('x-keyguard-signature');
   return {
     method,
     authority: matchAuthority(host, authorities),
     path: split.path,
     query: split.query,
-    bodySha256: demand(carriage, 'x-keyguard-body-sha256', isBodySha256),
+    bodySha256: demand(carried, 'x-keyguard-body-sha256', isBodySha256),
     contentType,
     coveredHeaders: Object.freeze(covered),
     timestamp,
-    keyId: demand(carriage, 'x-keyguard-key-id', isKeyId),
-    nonce: demand(carriage, 'x-keyguard-nonce', isNonce),
+    keyId: demand(carried, 'x-keyguard-key-id', isKeyId),
+    nonce: demand(carried, 'x-keyguard-nonce', isNonce),
     createdSeconds: Number(timestamp),
     signature,
+    statedTag,
   };
 }
 
-type Carriage = Record<CarriageHeader, string | undefined>;
+type Carried = Record<CarriageHeader, string | undefined>;
 
-function demand(carriage: Carriage, name: CarriageHeader, hasForm: (text: string) => boolean): string {
-  const value = carriage[name];
+function demand(carried: Carried, name: CarriageHeader, hasForm: (text: string) => boolean): string {
+  const value = carried[name];
   if (value === undefined) throw malformed(`${name} missing`);
   if (!hasForm(value)) throw malformed(name);
   return value;
@@ -200,6 +224,7 @@ function signatureInvalid(detail: string): RejectedError {
  * @throws RejectedError `signature_invalid`
  */
 export async function verifyHead(head: SignedHead, key: VerifyKey, tag: SignatureTag, primitives: Primitives): Promise<void> {
+  if (head.statedTag !== null && head.statedTag !== tag) throw signatureInvalid('another tag');
   const valid = primitives.verify(key, utf8(signatureBase(head, tag)), head.signature);
   if ((valid instanceof Promise ? await valid : valid) !== true) throw signatureInvalid('signature');
 }

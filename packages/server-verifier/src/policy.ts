@@ -2,7 +2,7 @@
  * What a verifier demands: parsed once, checked, frozen. There is no permissive default: what must be known to be safe must be
  * given.
  */
-import { isAuthority, MAX_AGE_SECONDS, MAX_FUTURE_SECONDS } from '@keyguard/core/canonical';
+import { isAuthority, MAX_AGE_SECONDS, MAX_FUTURE_SECONDS, type Carriage } from '@keyguard/core/canonical';
 import { UsageError } from '@keyguard/core/errors';
 import { ipMatcher, type IpMatcher } from './ip.ts';
 
@@ -14,6 +14,11 @@ export interface PolicyOptions {
    * request is taken to be for it; with several, the `Host` header must name one. Never taken from `X-Forwarded-*`.
    */
   readonly authorities: readonly string[];
+  /**
+   * The one carriage in which signatures are taken: `headers` for the `x-keyguard-*` headers, `rfc9421` for `Signature-Input`,
+   * `Signature` and `Content-Digest`. A request in the other one, or in both, is refused. Default `headers`.
+   */
+  readonly carriage?: Carriage;
   /** The oldest request that is accepted, in seconds: 1 to 300, default 300. */
   readonly maxAgeSeconds?: number;
   /** How far ahead a request may be dated, in seconds: 0 to 60, default 60. */
@@ -47,7 +52,7 @@ export function definePolicy(options: PolicyOptions): Policy {
     faults.push(`${name} must be an integer from ${min} to ${max}`);
     return fallback;
   };
-  const { authorities, ipAllowlist = null } = options;
+  const { authorities, carriage = 'headers', ipAllowlist = null } = options;
   if (!Array.isArray(authorities) || authorities.length === 0) faults.push('authorities must name at least one host[:port]');
   else {
     for (const authority of authorities) {
@@ -56,6 +61,7 @@ export function definePolicy(options: PolicyOptions): Policy {
       }
     }
   }
+  if (carriage !== 'headers' && carriage !== 'rfc9421') faults.push('carriage must be "headers" or "rfc9421"');
   let allowsIp: IpMatcher = () => true;
   if (ipAllowlist !== null) {
     try {
@@ -66,6 +72,7 @@ export function definePolicy(options: PolicyOptions): Policy {
   }
   const policy: Policy = {
     authorities: Object.freeze([...(authorities ?? [])]),
+    carriage,
     maxAgeSeconds: integer('maxAgeSeconds', MAX_AGE_SECONDS, 1, MAX_AGE_SECONDS),
     maxFutureSeconds: integer('maxFutureSeconds', MAX_FUTURE_SECONDS, 0, MAX_FUTURE_SECONDS),
     maxBodyBytes: integer('maxBodyBytes', 10 * MEBIBYTE, 0, 1024 * MEBIBYTE),

@@ -169,7 +169,7 @@ export function admit(context: VerifierContext, incoming: IncomingRequest): Mayb
   const answer = ask('ip_limiter', policy.seamTimeoutMs, () => context.ipLimiter.consume(ipBucket(incoming.ip), 1));
   return onceAnswered(answer, (decision) => {
     demandAllowed(context, decision);
-    const head = readSignedHead(incoming, policy.authorities);
+    const head = readSignedHead(incoming, policy.authorities, policy.carriage);
     demandFresh(context, head);
     return head;
   });
