@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 
 from algorithms import ecdsa_public, ecdsa_sign, ecdsa_verify
 
@@ -61,6 +62,59 @@ def rotation_proof_text(proof):
     return "\n".join(["keyguard-rotate-proof-v1", proof["oldKeyId"], proof["newKeyId"], proof["timestamp"], proof["nonce"]])
 
 
+# What stands in each field in the place of a value, and the grammar of the values.
+VALUES = {
+    "created": "[1-9][0-9]{9}",
+    "keyid": "[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]",
+    "nonce": "[A-Za-z0-9_-]{21}[AQgw]",
+    "tag": '[^"]*',
+    "digest": "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=",
+    "signature": "[A-Za-z0-9+/]{85}[AQgw]==",
+}
+
+
+def _matches(template, text):
+    """The values of a template, each written {like_this} there; None where the text is not the template to the letter."""
+    pattern = "".join(
+        f"(?P<{part[1:-1]}>{VALUES[part[1:-1]]})" if part[:1] == "{" else re.escape(part) for part in re.split(r"(\{\w+\})", template)
+    )
+    found = re.fullmatch(pattern, text)
+    return found and found.groupdict()
+
+
+def read_fields(fields, headers):
+    """Section 3, "The RFC 9421 carriage": what the three fields hold, or None where they are anything but its template."""
+    received = {}
+    for name, value in fields:
+        if name.lower() in received:
+            return None
+        received[name.lower()] = value
+    if set(received) != {"signature-input", "signature", "content-digest"}:
+        return None
+    items = params({"headers": headers, "created": "", "keyId": "", "nonce": "", "tag": ""}).split(";")[0]
+    read = (
+        _matches(f'keyguard={items};created={{created}};keyid="{{keyid}}";nonce="{{nonce}}";tag="{{tag}}"', received["signature-input"]),
+        _matches("keyguard=:{signature}:", received["signature"]),
+        _matches("sha-256=:{digest}:", received["content-digest"]),
+    )
+    return None if None in read else {**read[0], **read[1], **read[2]}
+
+
+def verdict_on_fields(case, test, document):
+    """What a verifier whose policy takes the RFC 9421 carriage says: None, or the code of its refusal."""
+    read = read_fields(test["fields"], test["headers"])
+    if read is None:
+        return "malformed_request"
+    signed = {**case, "headers": test["headers"], "created": read["created"], "keyId": read["keyid"], "nonce": read["nonce"], "tag": test["tag"]}
+    valid = (
+        read["keyid"] == document["keyId"]
+        and read["tag"] == test["tag"]
+        and read["digest"] == base64.b64encode(hashlib.sha256(case["body"].encode()).digest()).decode()
+        and ecdsa_verify(point(document["publicJwk"]), signature_base(signed, read["digest"]).encode(), base64.b64decode(read["signature"]))
+    )
+    return None if valid else "signature_invalid"
+
+
 def _flipped(data, at):
     return bytes(byte ^ (1 if i == at else 0) for i, byte in enumerate(data))
 
@@ -99,6 +153,10 @@ def judge(document):
             and not ecdsa_verify(public, base.encode(), _flipped(signature, 40))
         )
     yield {"comment": "the proof of a new key"}, judge_rotation(document, document["rotationProof"])
+    cases = {case["name"]: case for case in document["cases"]}
+    for test in document["rfc9421Tests"]:
+        verdict = verdict_on_fields(cases[test["case"]], test, document)
+        yield test, verdict == test.get("code") and (verdict is None) == (test["result"] == "valid")
 
 
 def judge_rotation(document, proof):

@@ -55,6 +55,8 @@ if (hasPython()) {
       ['canonical-json.json', '"canonical": "0"', '"canonical": "-0"'],
       ['request-signing.json', 'keyguard-v1', 'keyguard-v2'],
       ['request-signing.json', '"timestamp": "1735689600"', '"timestamp": "1735689601"'],
+      ['request-signing.json', '"result": "invalid"', '"result": "valid"'],
+      ['request-signing.json', '"code": "signature_invalid"', '"code": "malformed_request"'],
       ['rfc9421-ecdsa-p256.json', '"valid": true', '"valid": false'],
       ['rotation.json', '"nextMs": 17', '"nextMs": 16'],
       ['fingerprint.json', '"cores": "to 16"', '"cores": "to 32"'],
