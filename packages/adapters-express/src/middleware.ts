@@ -3,11 +3,10 @@
  * nothing; what is verified is the original target and the raw bytes, whatever routers and proxies made of them.
  */
 import type { NextFunction, Request, RequestHandler, Response } from 'express';
-import { isRejected, isUnavailable, UnavailableError, UsageError, type RejectedError } from '@keyguard/core/errors';
-import type { IncomingRequest, VerifiedRequest, Verifier, VerifyOptions } from '@keyguard/server-verifier';
-import { describeRejection, type RejectionAnswer } from '@keyguard/server-verifier/rejection';
-import type { Policy } from '@keyguard/server-verifier/policy';
-import { bodyBudget, readRawBody, type BodyLease } from './raw-body.ts';
+import { UsageError } from '@keyguard/core/errors';
+import type { VerifiedRequest, Verifier, VerifyOptions } from '@keyguard/server-verifier';
+import { messageReceiver, type MessageFacts } from '@keyguard/server-verifier/node';
+import { refusalOf, type RejectionAnswer } from '@keyguard/server-verifier/rejection';
 
 declare global {
   namespace Express {
@@ -33,11 +32,11 @@ export interface KeyguardMiddlewareOptions extends VerifyOptions {
 export function keyguard(verifier: Verifier, options: KeyguardMiddlewareOptions = {}): RequestHandler {
   if (typeof verifier?.verify !== 'function') throw new UsageError('invalid_option', 'keyguard() needs the verifier of createVerifier().');
   const { sendRejection = sendProblem, ...verifyOptions } = options;
-  const receive = receiver(verifier.policy);
+  const receive = messageReceiver(verifier.policy);
   return async (request, response, next) => {
     let verified: VerifiedRequest;
     try {
-      verified = await receive(request, (incoming) => verifier.verify(incoming, verifyOptions));
+      verified = await receive(request, factsOf(request), (incoming) => verifier.verify(incoming, verifyOptions));
     } catch (error) {
       refuse(error, verifier, sendRejection, request, response, next);
       return;
@@ -55,30 +54,9 @@ export function verifiedRequest(request: Request): VerifiedRequest {
   return request.keyguard;
 }
 
-/** Translates a request for a recipe and keeps its bytes on the budget until the recipe has decided. */
-export type Receiver = <T>(request: Request, recipe: (incoming: IncomingRequest) => Promise<T>) => Promise<T>;
-
-/** One per door: each has its own budget of unverified bytes. */
-export function receiver({ maxUnverifiedBytes }: Policy): Receiver {
-  const budget = bodyBudget(maxUnverifiedBytes);
-  return async (request, recipe) => {
-    let lease: BodyLease | undefined;
-    try {
-      return await recipe({
-        method: request.method,
-        // Routers strip their mount path from `url`; the caller signed the original.
-        target: request.originalUrl,
-        rawHeaders: request.rawHeaders,
-        ip: addressOf(request),
-        body(policy, holder) {
-          lease = budget(holder);
-          return readRawBody(request, policy, lease.charge);
-        },
-      });
-    } finally {
-      lease?.release();
-    }
-  };
+/** What Express knows of a message. Routers strip their mount path from `url`; the caller signed the original. */
+export function factsOf(request: Request): MessageFacts {
+  return { target: request.originalUrl, ip: addressOf(request) };
 }
 
 /** What `request.ip` says. Where no proxy is trusted, which is Express's default, without parsing headers that it then ignores. */
@@ -96,24 +74,13 @@ export function refuse(
   next: NextFunction,
 ): void {
   if (response.headersSent || response.destroyed) return;
-  if (!isRejected(error) && !isUnavailable(error)) {
+  const answer = refusalOf(error, clock, request.complete);
+  if (answer === null) {
     next(error);
     return;
   }
-  const answer = describe(error, clock);
   response.status(answer.status).set(answer.headers);
-  // The rest of an unread body would otherwise be taken for the next request's head, or be read for nothing.
-  if (!request.complete) response.set('connection', 'close');
   sendRejection(answer, request, response);
-}
-
-function describe(error: RejectedError | UnavailableError, clock: { nowMs(): number }): RejectionAnswer {
-  if (error.code !== 'timestamp_out_of_window') return describeRejection(error, 0);
-  try {
-    return describeRejection(error, clock.nowMs());
-  } catch (cause) {
-    return describeRejection(new UnavailableError('clock', 'The clock failed.', { cause }), 0);
-  }
 }
 
 /** RFC 9457 `application/problem+json`. */

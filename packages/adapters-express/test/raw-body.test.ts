@@ -11,7 +11,8 @@ import type { Express } from 'express';
 import { utf8 } from '@keyguard/core/bytes';
 import type { Bytes } from '@keyguard/core/seams';
 import { definePolicy } from '@keyguard/server-verifier';
-import { bodyBudget, readRawBody } from '@keyguard/adapters-express/raw-body';
+import { bodyBudget } from '@keyguard/server-verifier/body';
+import { readRawBody } from '@keyguard/server-verifier/node';
 import { AUTHORITY, dial, exchange, NOW_MS, openWorkbench, send, signed, toBytes, valueOf, withHeader, type WireRequest } from './wire.ts';
 
 const SIGNATURE = 'x-keyguard-signature';

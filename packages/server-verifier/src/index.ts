@@ -2,7 +2,11 @@ export { createVerifier, type IncomingRequest, type RejectionEvent, type Verifie
 export { createEnrollment, type Enrollment, type EnrollmentOptions } from './enrollment.ts';
 export { generateEnrollmentCode, hashEnrollmentCode } from './enrollment-code.ts';
 export { definePolicy, type Policy, type PolicyOptions } from './policy.ts';
-export { describeRejection, type Problem, type RejectionAnswer } from './rejection.ts';
+export { describeRejection, refusalOf, type Problem, type RejectionAnswer } from './rejection.ts';
 export { memoryRateLimiter, rateLimiter, type MemoryRateLimiterOptions } from './limits.ts';
 export { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
 export { nodePrimitives } from './node-primitives.ts';
+export { deviceRoutes, type DeviceAnswer, type DeviceRoute, type DeviceRoutesOptions } from './routes.ts';
+export { bodyBudget, bodyBuffer, type BodyBudget, type BodyBuffer, type BodyLease, type Charge } from './body.ts';
+export { messageReceiver, readRawBody, type MessageFacts, type MessageReceiver } from './node.ts';
+export { fetchDevices, fetchDoor, problemResponse, type FetchDevicesOptions, type FetchDoor, type FetchDoorOptions, type FetchVerdict } from './fetch.ts';

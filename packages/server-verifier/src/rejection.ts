@@ -4,8 +4,8 @@
  *
  * @see RFC 9457; draft-ietf-httpapi-ratelimit-headers
  */
-import type { ProtocolRejectionCode, RejectedError, UnavailableCode, UnavailableError } from '@keyguard/core/errors';
-import { isRejected } from '@keyguard/core/errors';
+import type { ProtocolRejectionCode, RejectedError, UnavailableCode } from '@keyguard/core/errors';
+import { isRejected, isUnavailable, UnavailableError } from '@keyguard/core/errors';
 
 interface Row {
   readonly status: number;
@@ -83,4 +83,24 @@ export function describeRejection(error: RejectedError | UnavailableError, nowMs
     headers['ratelimit'] = `"default";r=0;t=${seconds}`;
   }
   return { status, headers, problem };
+}
+
+/**
+ * What a door answers when a recipe threw `error`; `null` for a mistake in the program, which is to be thrown on. `clock` is that
+ * of the recipe. Where the body was not read to its end the answer says `connection: close`: what is left of it would be taken
+ * for the next request's head, or be read for nothing.
+ */
+export function refusalOf(error: unknown, clock: { nowMs(): number }, bodyWasRead: boolean): RejectionAnswer | null {
+  if (!isRejected(error) && !isUnavailable(error)) return null;
+  const answer = toldAt(error, clock);
+  return bodyWasRead ? answer : { ...answer, headers: { ...answer.headers, connection: 'close' } };
+}
+
+function toldAt(error: RejectedError | UnavailableError, clock: { nowMs(): number }): RejectionAnswer {
+  if (error.code !== 'timestamp_out_of_window') return describeRejection(error, 0);
+  try {
+    return describeRejection(error, clock.nowMs());
+  } catch (cause) {
+    return describeRejection(new UnavailableError('clock', 'The clock failed.', { cause }), 0);
+  }
 }

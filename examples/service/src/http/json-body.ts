@@ -3,9 +3,10 @@
  * sensible depth is a 400 before a schema sees it.
  */
 import type { Request, RequestHandler } from 'express';
-import { bodyBudget, readRawBody } from '@keyguard/adapters-express/raw-body';
 import { fromUtf8 } from '@keyguard/core/bytes';
+import { bodyBudget } from '@keyguard/server-verifier/body';
 import { ipBucket } from '@keyguard/server-verifier/ip';
+import { readRawBody } from '@keyguard/server-verifier/node';
 import type { Policy } from '@keyguard/server-verifier/policy';
 import { HttpProblem } from './problems.ts';
 
