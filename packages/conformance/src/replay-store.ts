@@ -11,7 +11,9 @@ export interface ReplayStoreSubject {
   readonly store: ReplayStore;
   /** The same pairs as another process sees them; the same store where it is for one process only. */
   readonly peer: ReplayStore;
-  /** The clock of both, which stands still but for {@link advance}. */
+  /** The same pairs as still more processes see them. */
+  readonly morePeers?: readonly ReplayStore[];
+  /** The clock of all, which stands still but for {@link advance}, or runs with the time of day besides. */
   nowMs(): number;
   advance(ms: number): void;
   /** Gives the store the occasion to forget all that it may. */
@@ -64,12 +66,20 @@ export function replayStoreConformance(title: string, open: () => MaybePromise<R
       expect(await claim('y.x', { keyId: 'key-c' })).toBe(true);
     });
 
+    it('takes a pair for the same whatever time it is claimed with', async () => {
+      const nonce = fresh();
+      const createdSeconds = nowSeconds();
+      expect(await claim(nonce, { createdSeconds })).toBe(true);
+      expect(await refused(claim(nonce, { createdSeconds: createdSeconds + 1 }))).toBe(true);
+      expect(await refused(claim(nonce, { createdSeconds: createdSeconds - 1, store: subject.peer }))).toBe(true);
+      expect(await refused((async () => subject.store.claim('key-a', nonce, createdSeconds, createdSeconds * 1000 + LIFE_MS + 1))())).toBe(true);
+    });
+
     it(`lets one of ${RACING} racing copies pass, whichever process they reach`, async () => {
+      const stores = [subject.store, subject.peer, ...(subject.morePeers ?? [])];
       for (let round = 0; round < 5; round += 1) {
         const nonce = fresh();
-        const answers = await Promise.all(
-          Array.from({ length: RACING }, (_, i) => claim(nonce, { store: i % 2 === 0 ? subject.store : subject.peer })),
-        );
+        const answers = await Promise.all(Array.from({ length: RACING }, (_, i) => claim(nonce, { store: stores[i % stores.length]! })));
         expect(answers.filter(Boolean)).toHaveLength(1);
       }
     });
@@ -78,6 +88,9 @@ export function replayStoreConformance(title: string, open: () => MaybePromise<R
       const nonce = fresh();
       const createdSeconds = nowSeconds();
       expect(await claim(nonce, { createdSeconds })).toBe(true);
+      subject.advance(LIFE_MS / 2);
+      await subject.forget();
+      expect(await claim(nonce, { createdSeconds, store: subject.peer })).toBe(false);
       subject.advance(createdSeconds * 1000 + LIFE_MS - 1 - subject.nowMs());
       await subject.forget();
       expect(await claim(nonce, { createdSeconds })).toBe(false);

@@ -24,7 +24,8 @@ function watchFresh(): void {
   const arrived = fresh;
   fresh = [];
   for (const waiting of arrived) {
-    if (!waiting.settled) waiting.timer = setTimeout(waiting.expire, waiting.timeoutMs);
+    // A turn later: after a long turn of the event loop the answer may have arrived and not have been read yet.
+    if (!waiting.settled) waiting.timer = setTimeout(() => setImmediate(waiting.expire), waiting.timeoutMs);
   }
 }
 

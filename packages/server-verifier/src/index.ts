@@ -3,7 +3,14 @@ export { createEnrollment, type Enrollment, type EnrollmentOptions } from './enr
 export { generateEnrollmentCode, hashEnrollmentCode } from './enrollment-code.ts';
 export { definePolicy, type Policy, type PolicyOptions } from './policy.ts';
 export { describeRejection, refusalOf, type Problem, type RejectionAnswer } from './rejection.ts';
-export { memoryRateLimiter, rateLimiter, type MemoryRateLimiterOptions } from './limits.ts';
+export {
+  memoryRateLimiter,
+  rateLimiter,
+  redisRateLimiter,
+  type LimiterRedis,
+  type MemoryRateLimiterOptions,
+  type RedisRateLimiterOptions,
+} from './limits.ts';
 export { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
 export { nodePrimitives } from './node-primitives.ts';
 export { deviceRoutes, type DeviceAnswer, type DeviceRoute, type DeviceRoutesOptions } from './routes.ts';

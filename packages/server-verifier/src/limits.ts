@@ -1,8 +1,10 @@
 /**
  * Rate limits: a thin wrapper that gives `rate-limiter-flexible`, whatever its store, the shape of core's {@link RateLimiter}.
  */
+import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { RateDecision, RateLimiter } from '@keyguard/core/seams';
-import { RateLimiterMemory, type RateLimiterAbstract, type RateLimiterRes } from 'rate-limiter-flexible';
+import { RateLimiterMemory, RateLimiterRedis, type RateLimiterAbstract, type RateLimiterRes } from 'rate-limiter-flexible';
+import { TIMED_OUT, within } from './deadline.ts';
 
 /** A {@link RateLimiter} over any limiter of `rate-limiter-flexible`; its `points` are the default limit per `duration`. */
 export function rateLimiter(limiter: RateLimiterAbstract): RateLimiter {
@@ -34,4 +36,43 @@ export interface MemoryRateLimiterOptions {
 /** Counts in this process only: with several processes each lets the whole limit through. */
 export function memoryRateLimiter({ perMinute }: MemoryRateLimiterOptions): RateLimiter {
   return rateLimiter(new RateLimiterMemory({ points: perMinute, duration: 60 }));
+}
+
+/** The part of an `ioredis` client that is used, besides what `rate-limiter-flexible` calls. */
+export interface LimiterRedis {
+  readonly status: string;
+  readonly options: { readonly enableOfflineQueue?: boolean | undefined };
+}
+
+export interface RedisRateLimiterOptions {
+  /** Cost units per minute and key. */
+  readonly perMinute: number;
+  /** What the names of all keys begin with. Limiters that share it count together. */
+  readonly prefix: string;
+  /** Within how many milliseconds both verbs answer or throw. Default 200. */
+  readonly timeoutMs?: number;
+}
+
+/**
+ * Counts in Redis or Valkey, for all processes together, by a client of ioredis that was made with `ioredisOptions` of
+ * `@keyguard/storage-node/redis`. Without Redis nobody is let through. A Redis that forgot begins to count anew.
+ * @throws UsageError `invalid_option` for a client that would keep commands until there is a connection
+ */
+export function redisRateLimiter(redis: LimiterRedis, { perMinute, prefix, timeoutMs = 200 }: RedisRateLimiterOptions): RateLimiter {
+  if (redis?.options?.enableOfflineQueue !== false) {
+    throw new UsageError('invalid_option', 'redis must be an ioredis client made with enableOfflineQueue: false.');
+  }
+  const limiter = rateLimiter(
+    new RateLimiterRedis({ storeClient: redis, points: perMinute, duration: 60, keyPrefix: prefix, rejectIfRedisNotReady: true }),
+  );
+  const bounded = (decision: RateDecision | Promise<RateDecision>): Promise<RateDecision> =>
+    within(timeoutMs, Promise.resolve(decision), (cause) =>
+      cause === TIMED_OUT
+        ? new UnavailableError('rate_limiter', `Redis did not answer within ${timeoutMs} ms.`)
+        : new UnavailableError('rate_limiter', 'Redis could not be asked.', { cause }),
+    );
+  return {
+    peek: (key, limit): Promise<RateDecision> => bounded(limiter.peek(key, limit)),
+    consume: (key, cost, limit): Promise<RateDecision> => bounded(limiter.consume(key, cost, limit)),
+  };
 }

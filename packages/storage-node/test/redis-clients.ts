@@ -1,0 +1,75 @@
+/** Clients as an application makes them, and a server whose time a test can move. */
+import { createClient } from '@redis/client';
+import { Redis } from 'ioredis';
+import { once } from 'node:events';
+import { ioredisClient, ioredisOptions, nodeRedisClient, type RedisClient } from '../src/redis.ts';
+
+export interface Connection {
+  readonly client: RedisClient;
+  close(): void;
+}
+
+/** An ioredis client that is ready. Whatever breaks later is told by the commands that fail. */
+export async function connectIoredis(url: string): Promise<Redis> {
+  const redis = new Redis(url, { ...ioredisOptions });
+  redis.on('error', () => {});
+  await once(redis, 'ready');
+  return redis;
+}
+
+export const CLIENTS: readonly { readonly title: string; readonly connect: (url: string) => Promise<Connection> }[] = [
+  {
+    title: 'ioredis',
+    connect: async (url) => {
+      const redis = await connectIoredis(url);
+      return { client: ioredisClient(redis), close: () => redis.disconnect() };
+    },
+  },
+  {
+    title: 'node-redis',
+    connect: async (url) => {
+      const redis = createClient({ url, disableOfflineQueue: true, socket: { connectTimeout: 1000, socketTimeout: 1000 } });
+      redis.on('error', () => {});
+      await redis.connect();
+      return { client: nodeRedisClient(redis), close: () => redis.destroy() };
+    },
+  },
+];
+
+export interface MovedTime {
+  nowMs(): number;
+  /** Moves the clocks of Redis and of the processes. */
+  advance(ms: number): void;
+  /** Moves the clock of Redis alone. */
+  advanceServer(ms: number): void;
+  /** `client`, as it were then. */
+  wrap(client: RedisClient): RedisClient;
+}
+
+/** Time that a test moves. Redis has no such thing: so the script is sent with another reading of its clock. */
+export function movedTime(): MovedTime {
+  let movedMs = 0;
+  let serverMovedMs = 0;
+  return {
+    nowMs: () => Date.now() + movedMs,
+    advance(ms): void {
+      movedMs += ms;
+      serverMovedMs += ms;
+    },
+    advanceServer(ms): void {
+      serverMovedMs += ms;
+    },
+    wrap: (inner) => ({
+      async send([name, script, ...rest]) {
+        if (name === 'EVALSHA') throw new Error('NOSCRIPT No matching script.');
+        const moved = `(function(t)
+          local ms = t[1] * 1000 + math.floor(t[2] / 1000) + ${serverMovedMs}
+          return { math.floor(ms / 1000), ms % 1000 * 1000 }
+        end)(redis.call('TIME'))`;
+        const rewritten = script!.replace("redis.call('TIME')", moved);
+        if (rewritten === script) throw new Error('The script does not read the clock.');
+        return inner.send([name!, rewritten, ...rest]);
+      },
+    }),
+  };
+}
