@@ -4,7 +4,6 @@
  */
 import { chainAfter, chainStart, continueChain, type ChainKeys } from './audit.ts';
 import { UnavailableError, UsageError } from './errors.ts';
-import { generateKeyPair, signingKey } from './keys.ts';
 import type {
   AuditEntry,
   AuditRecord,
@@ -16,37 +15,14 @@ import type {
   DeviceStatus,
   EnrollmentOutcome,
   EnrollmentRequest,
-  KeyStore,
   ReplayStore,
-  SigningKey,
   Subtree,
   SubtreePlace,
   SubtreeReader,
 } from './seams.ts';
 import { systemClock } from './system.ts';
 
-/** Keys that die with the process. Racing callers get the same key. */
-export function memoryKeyStore(crypto: Crypto = globalThis.crypto): KeyStore {
-  const keys = new Map<string, Promise<SigningKey>>();
-  return {
-    getOrCreate(name: string): Promise<SigningKey> {
-      let key = keys.get(name);
-      if (key === undefined) {
-        key = generateKeyPair(crypto).then((pair) => signingKey(pair, crypto));
-        keys.set(name, key);
-        // A failure is told, and not kept.
-        key.catch(() => keys.delete(name));
-      }
-      return key;
-    },
-    async get(name: string): Promise<SigningKey | null> {
-      return (await keys.get(name)) ?? null;
-    },
-    async delete(name: string): Promise<void> {
-      keys.delete(name);
-    },
-  };
-}
+export { memoryKeyStore } from './memory-key-store.ts';
 
 export interface MemoryReplayStoreOptions {
   readonly clock?: Clock;

@@ -60,8 +60,9 @@ export interface SigningKey {
 }
 
 /**
- * Where a device keeps its keys, by name.
+ * Where a device keeps its keys, by name: one that it signs with, and at most one that is pending, to replace it.
  * All verbs are durable when they resolve, and throw `UsageError` `key_store_unusable` where the place cannot keep keys.
+ * A program that is killed at any moment MUST leave each name with the key it had or with the one that replaced it.
  */
 export interface KeyStore {
   /**
@@ -71,7 +72,24 @@ export interface KeyStore {
   getOrCreate(name: string): Promise<SigningKey>;
   /** The key of that name, or `null`. */
   get(name: string): Promise<SigningKey | null>;
-  /** Forgets the key of that name; resolves also when there was none. */
+  /** The pending key of that name, or `null`. */
+  getPending(name: string): Promise<SigningKey | null>;
+  /**
+   * The pending key of that name, made if there is none. Racing callers, tabs and processes MUST all get the SAME key.
+   * @throws UsageError `not_enrolled` where the name has no key that it could replace
+   */
+  getOrCreatePending(name: string): Promise<SigningKey>;
+  /**
+   * Compare and set: where the pending key has this id, it becomes the key of that name in one atomic step, the former key
+   * is forgotten, and the answer is `true`. Otherwise nothing changes, and it is `false`.
+   */
+  promote(name: string, pendingKeyId: string): Promise<boolean>;
+  /**
+   * Compare and set: where the pending key has this id, it is forgotten, and the answer is `true`. Otherwise nothing changes,
+   * and it is `false`. Of racing calls of `promote` and `discard` for one id exactly one MUST answer `true`.
+   */
+  discard(name: string, pendingKeyId: string): Promise<boolean>;
+  /** Forgets the key of that name and its pending key; resolves also when there was none. */
   delete(name: string): Promise<void>;
 }
 

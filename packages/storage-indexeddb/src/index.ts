@@ -11,7 +11,7 @@
 import { hasCode, UsageError } from '@keyguard/core/errors';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
 import type { KeyStore, SigningKey } from '@keyguard/core/seams';
-import { createStore, del, get, update, type UseStore } from 'idb-keyval';
+import { createStore, del, get, type UseStore } from 'idb-keyval';
 
 const OBJECT_STORE = 'keys';
 const DEADLINE_MS = 10_000;
@@ -22,6 +22,16 @@ const REASONS: Readonly<Record<string, string>> = {
   TimeoutError: 'The key database does not answer: close other tabs of this site, then reload.',
   DataCloneError: 'This browser cannot keep a non-extractable key in IndexedDB.',
 };
+
+/** What is kept under a name, in one record: so no transaction ever sees, or leaves, half of a change. */
+interface KeyRecord extends CryptoKeyPair {
+  /** The key that is to replace this one. Its id stands beside it, because a transaction cannot wait for a hash. */
+  readonly pending?: PendingKey | undefined;
+}
+
+interface PendingKey extends CryptoKeyPair {
+  readonly keyId: string;
+}
 
 export interface IndexedDbKeyStoreOptions {
   /** The IndexedDB database, for this store alone. Default `keyguard`. */
@@ -58,25 +68,106 @@ export function indexedDbKeyStore(options: IndexedDbKeyStoreOptions = {}): KeySt
     return signingKey(pair, crypto);
   }
 
+  async function readPending({ keyId, privateKey, publicKey }: PendingKey): Promise<SigningKey> {
+    const key = await read({ privateKey, publicKey });
+    if (key.keyId !== keyId) throw unusable('The stored pending key is not the one that it is said to be: delete the key of this name.');
+    return key;
+  }
+
+  async function makePair(): Promise<CryptoKeyPair> {
+    if (!crypto?.subtle) throw unusable('Keys need a secure context: serve the page over HTTPS, or from localhost.');
+    return generateKeyPair(crypto);
+  }
+
+  const find = (name: string): Promise<KeyRecord | undefined> => transact((keys) => get<KeyRecord>(name, keys));
+
+  /** One transaction: hands `decide` the record and keeps what it answers; where that is `undefined`, nothing changes. */
+  const change = (name: string, decide: (record: KeyRecord | undefined) => KeyRecord | undefined): Promise<void> =>
+    transact((keys) => keys('readwrite', (records) => changeIn(records, name, decide)));
+
+  /** Compares and sets in one transaction: puts what `next` makes of a record whose pending key has this id. */
+  async function settle(name: string, pendingKeyId: string, next: (record: KeyRecord, pending: PendingKey) => CryptoKeyPair): Promise<boolean> {
+    let settled = false;
+    await change(name, (record) => {
+      const pending = record?.pending;
+      settled = pending?.keyId === pendingKeyId;
+      if (!settled) return undefined;
+      const { privateKey, publicKey } = next(record!, pending!);
+      return { privateKey, publicKey };
+    });
+    return settled;
+  }
+
   return {
     getOrCreate: (name: string): Promise<SigningKey> =>
       usable(async () => {
-        if (!crypto?.subtle) throw unusable('Keys need a secure context: serve the page over HTTPS, or from localhost.');
-        let pair = await transact((keys) => get<CryptoKeyPair>(name, keys));
+        let pair: CryptoKeyPair | undefined = await find(name);
         if (pair === undefined) {
           // Made first: an IndexedDB transaction does not stay open while WebCrypto works.
-          const fresh = await generateKeyPair(crypto);
-          await transact((keys) => update<CryptoKeyPair>(name, (kept) => (pair = kept ?? fresh), keys));
+          const fresh = await makePair();
+          await change(name, (kept) => {
+            pair = kept ?? fresh;
+            return kept === undefined ? fresh : undefined;
+          });
         }
         return read(pair!);
       }),
     get: (name: string): Promise<SigningKey | null> =>
       usable(async () => {
-        const pair = await transact((keys) => get<CryptoKeyPair>(name, keys));
-        return pair === undefined ? null : read(pair);
+        const record = await find(name);
+        return record === undefined ? null : read(record);
       }),
+    getPending: (name: string): Promise<SigningKey | null> =>
+      usable(async () => {
+        const pending = (await find(name))?.pending;
+        return pending === undefined ? null : readPending(pending);
+      }),
+    getOrCreatePending: (name: string): Promise<SigningKey> =>
+      usable(async () => {
+        let record = await find(name);
+        if (record !== undefined && record.pending === undefined) {
+          // A key that cannot be used is no key to be replaced.
+          await read(record);
+          const fresh = await makePair();
+          const pending: PendingKey = { keyId: (await signingKey(fresh, crypto)).keyId, ...fresh };
+          await change(name, (kept) => {
+            record = kept && { ...kept, pending: kept.pending ?? pending };
+            return kept?.pending ? undefined : record;
+          });
+        }
+        if (record === undefined) throw new UsageError('not_enrolled', 'There is no key of that name which another could replace.');
+        return readPending(record.pending!);
+      }),
+    promote: (name: string, pendingKeyId: string): Promise<boolean> =>
+      usable(async () => {
+        const pending = (await find(name))?.pending;
+        // Read first: what cannot be used must not take the place of a key that works.
+        if (pending?.keyId === pendingKeyId) await readPending(pending);
+        return settle(name, pendingKeyId, (_record, kept) => kept);
+      }),
+    discard: (name: string, pendingKeyId: string): Promise<boolean> => usable(() => settle(name, pendingKeyId, (record) => record)),
     delete: (name: string): Promise<void> => usable(() => transact((keys) => del(name, keys))),
   };
+}
+
+function changeIn(records: IDBObjectStore, name: string, decide: (record: KeyRecord | undefined) => KeyRecord | undefined): Promise<void> {
+  const { transaction } = records;
+  return new Promise((resolve, reject) => {
+    let failure: unknown;
+    transaction.addEventListener('complete', () => resolve());
+    // Every error ends in this.
+    transaction.addEventListener('abort', () => reject(failure ?? transaction.error));
+    const reading: IDBRequest<KeyRecord | undefined> = records.get(name);
+    reading.addEventListener('success', () => {
+      try {
+        const next = decide(reading.result);
+        if (next !== undefined) records.put(next, name);
+      } catch (error) {
+        failure = error;
+        transaction.abort();
+      }
+    });
+  });
 }
 
 function connect(databaseName: string): UseStore {
@@ -106,7 +197,7 @@ async function usable<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (cause) {
-    if (hasCode(cause, 'key_store_unusable')) throw cause;
+    if (hasCode(cause, 'key_store_unusable') || hasCode(cause, 'not_enrolled')) throw cause;
     const { name } = cause as Error;
     throw unusable(REASONS[name] ?? `The key database of this page cannot be used (${name}).`, cause);
   }

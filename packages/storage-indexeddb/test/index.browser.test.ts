@@ -112,11 +112,60 @@ describe('indexedDbKeyStore', () => {
     try {
       const store = indexedDbKeyStore({ databaseName: newDatabaseName() });
       await store.getOrCreate('a');
+      for (const settle of ['discard', 'promote'] as const) await store[settle]('a', (await store.getOrCreatePending('a')).keyId);
       await store.delete('a');
     } finally {
       IDBDatabase.prototype.transaction = transaction;
     }
-    expect(changes).toEqual(['strict', 'strict']);
+    expect(changes).toEqual(Array.from({ length: 6 }, () => 'strict'));
+  });
+
+  it('keeps the pending key in the record of its name, as little exportable as the key, and nothing of it once it is settled', async () => {
+    const databaseName = newDatabaseName();
+    const store = indexedDbKeyStore({ databaseName });
+    const { keyId: first } = await store.getOrCreate('a');
+    const pending = await store.getOrCreatePending('a');
+    const record = (await rawValue(databaseName, 'a')) as CryptoKeyPair & { pending: CryptoKeyPair & { keyId: string } };
+    expect(Object.keys(record).toSorted()).toEqual(['pending', 'privateKey', 'publicKey']);
+    expect(Object.keys(record.pending).toSorted()).toEqual(['keyId', 'privateKey', 'publicKey']);
+    expect(record.pending.privateKey.extractable).toBe(false);
+    await expect(crypto.subtle.exportKey('pkcs8', record.pending.privateKey)).rejects.toMatchObject({ name: 'InvalidAccessError' });
+    await store.discard('a', pending.keyId);
+    expect(Object.keys((await rawValue(databaseName, 'a')) as object).toSorted()).toEqual(['privateKey', 'publicKey']);
+    expect((await store.get('a'))?.keyId).toBe(first);
+    const next = await store.getOrCreatePending('a');
+    await store.promote('a', next.keyId);
+    expect(Object.keys((await rawValue(databaseName, 'a')) as object).toSorted()).toEqual(['privateKey', 'publicKey']);
+  });
+
+  it('does not use a stored pending key that could be exported, or that is not the one it is said to be', async () => {
+    const databaseName = newDatabaseName();
+    const store = indexedDbKeyStore({ databaseName });
+    const { keyId } = await store.getOrCreate('a');
+    const other = await store.getOrCreatePending('a');
+    const record = (await rawValue(databaseName, 'a')) as CryptoKeyPair;
+    const weak = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify']);
+    const strong = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, false, ['sign', 'verify']);
+    for (const pending of [{ ...weak, keyId: other.keyId }, { ...strong, keyId: other.keyId }, null, {}, 'text']) {
+      await putRaw(databaseName, 'a', { privateKey: record.privateKey, publicKey: record.publicKey, pending });
+      await expect(store.getPending('a'), JSON.stringify(pending)).rejects.toMatchObject({ code: 'key_store_unusable' });
+      await expect(store.getOrCreatePending('a')).rejects.toMatchObject({ code: 'key_store_unusable' });
+      expect(await store.promote('a', other.keyId).catch(({ code }: { code: string }) => code)).not.toBe(true);
+      expect((await store.get('a'))?.keyId).toBe(keyId);
+    }
+  });
+
+  it('gives 30 callers that race from 10 frames the same pending key, and lets exactly one promote it', async () => {
+    const databaseName = newDatabaseName();
+    const modules = await Promise.all(Array.from({ length: 10 }, loadInFrame));
+    const stores = modules.map((module) => module.indexedDbKeyStore({ databaseName }));
+    await stores[0]!.getOrCreate('a');
+    const keys = await Promise.all(Array.from({ length: 30 }, (_, i) => stores[i % 10]!.getOrCreatePending('a')));
+    expect(new Set(keys.map(({ keyId }) => keyId)).size).toBe(1);
+    for (const key of keys) await expectToSign(key);
+    const promoted = await Promise.all(Array.from({ length: 30 }, (_, i) => stores[i % 10]!.promote('a', keys[0]!.keyId)));
+    expect(promoted.filter(Boolean)).toHaveLength(1);
+    expect((await stores[9]!.get('a'))?.keyId).toBe(keys[0]!.keyId);
   });
 
   it('does not use a stored key that could be exported', async () => {

@@ -1,12 +1,13 @@
 /**
- * Files that only their owner may read, each written once, whole, and never over another's. Racing processes end up with one
- * file; a process that is killed leaves either all of it or nothing, and at most a temporary file, which is swept later.
+ * Files that only their owner may read, each written once and whole: never over another's, and put in the place of another in
+ * one step where that is asked for. Racing processes end up with one file; a process that is killed leaves either all of it or
+ * nothing, and at most a temporary file, which is swept later.
  *
  * On Windows, access is a matter of the folder's ACL, which is not looked at here.
  */
 import { randomUUID } from 'node:crypto';
 import type { Stats } from 'node:fs';
-import { link, mkdir, open, readdir, stat, unlink } from 'node:fs/promises';
+import { link, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { UsageError } from '@keyguard/core/errors';
 import type { Bytes } from '@keyguard/core/seams';
@@ -171,17 +172,36 @@ export async function createPrivateFile(path: string, bytes: Bytes): Promise<boo
   }
 }
 
-/** Removes a file; resolves also where there is none. Durable when it resolves. */
-export async function removeFile(path: string): Promise<void> {
-  await unlinkIfThere(path);
+/** Removes a file. Durable when it resolves. @returns whether this call removed it: of racing ones, one does */
+export async function removeFile(path: string): Promise<boolean> {
+  const removed = await unlinkIfThere(path);
   await syncDirectory(dirname(path));
+  return removed;
 }
 
-async function unlinkIfThere(path: string): Promise<void> {
+/**
+ * Puts the file `from` in the place of `to`, of the same folder, in one step: at every moment `to` is the one or the other.
+ * Durable when it resolves.
+ * @returns whether this call did; `false`, and nothing is changed, where there is no `from`
+ */
+export async function moveFileOver(from: string, to: string): Promise<boolean> {
   try {
-    await unlink(path);
+    await rename(from, to);
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw error;
+    return false;
+  }
+  await syncDirectory(dirname(to));
+  return true;
+}
+
+async function unlinkIfThere(path: string): Promise<boolean> {
+  try {
+    await unlink(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw error;
+    return false;
   }
 }
 
