@@ -740,7 +740,7 @@ describe('device', () => {
       'active',
     ];
     for (const device of odd) {
-      const broken = await openWorkbench({ registry: { findByKeyId: () => device as never, enroll: () => ({ outcome: 'rejected' }) } });
+      const broken = await openWorkbench({ registry: { ...bench.registry, findByKeyId: () => device as never } });
       await expectRefused(await signed(key), 503, 'store_unavailable', broken);
       await broken.close();
     }
@@ -755,7 +755,7 @@ describe('device', () => {
       [{ keyState: 'retiring', keyRetiresAtMs: NOW_MS + 1 }, 200],
     ];
     for (const [state, status] of states) {
-      const own = await openWorkbench({ registry: { findByKeyId: () => ({ ...real, ...state }), enroll: () => ({ outcome: 'rejected' }) } });
+      const own = await openWorkbench({ registry: { ...bench.registry, findByKeyId: () => ({ ...real, ...state }) } });
       expect((await send(own, await signed(key))).status).toBe(status);
       await own.close();
     }

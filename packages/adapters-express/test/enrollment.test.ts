@@ -43,7 +43,7 @@ it('enrolls with a valid code; the device then asks its status and calls', async
   const { device_id: deviceId, key_id: keyId, status } = JSON.parse(answer.body) as Record<string, string>;
   expect({ keyId, status }).toEqual({ keyId: key.keyId, status: 'active' });
   const state = await send(bench, await signed(key, { method: 'GET', target: '/api/keyguard/status', headers: [], body: '' }));
-  expect(JSON.parse(state.body)).toEqual({ device_id: deviceId, key_id: keyId, status: 'active', server_time: NOW_MS / 1000 });
+  expect(JSON.parse(state.body)).toEqual({ device_id: deviceId, key_id: keyId, status: 'active', key_state: 'current', server_time: NOW_MS / 1000 });
   expect((await send(bench, await signed(key))).status).toBe(200);
 });
 

@@ -8,16 +8,20 @@ import express, { type Express } from 'express';
 import { utf8 } from '@keyguard/core/bytes';
 import type { SignatureTag } from '@keyguard/core/canonical';
 import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDeviceRegistry } from '@keyguard/core/memory';
-import type { Bytes, Random, SigningKey } from '@keyguard/core/seams';
+import type { Bytes, Device, Random, SigningKey } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
 import { webCryptoRandom } from '@keyguard/core/system';
 import {
   createEnrollment,
+  createRotation,
   createVerifier,
   generateEnrollmentCode,
+  generateRotationCode,
   hashEnrollmentCode,
+  hashRotationCode,
   type EnrollmentOptions,
   type RejectionEvent,
+  type RotationOptions,
   type VerifiedRequest,
 } from '@keyguard/server-verifier';
 import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
@@ -51,12 +55,14 @@ export interface Workbench {
   readonly rejections: RejectionEvent[];
   readonly time: { nowMs: number };
   newCode(options?: { expiresAtMs?: number; maxUses?: number; autoApprove?: boolean }): string;
+  /** A code with which the device of this key replaces it. */
+  newRotationCode(key: SigningKey, options?: { expiresAtMs?: number }): string;
   newKey(): Promise<SigningKey>;
   enrolledKey(): Promise<SigningKey>;
   close(): Promise<void>;
 }
 
-export interface WorkbenchOptions extends Partial<EnrollmentOptions> {
+export interface WorkbenchOptions extends Partial<EnrollmentOptions & RotationOptions> {
   /** Runs before the door is mounted. */
   readonly before?: (app: Express) => void;
 }
@@ -67,11 +73,12 @@ export async function openWorkbench({ before, ...options }: WorkbenchOptions = {
   const registry = memoryDeviceRegistry();
   const passed: VerifiedRequest[] = [];
   const rejections: RejectionEvent[] = [];
-  const verifierOptions: EnrollmentOptions = {
+  const verifierOptions: EnrollmentOptions & RotationOptions = {
     registry,
     clock,
     replayStore: memoryReplayStore({ clock, maxFutureSeconds: 60, startedAtMs: 0 }),
     enrollmentsPerMinute: 100_000,
+    rotationsPerMinute: 100_000,
     onRejected: (event) => void rejections.push(event),
     ...options,
     policy: { authorities: [AUTHORITY], requestsPerMinute: 1_000_000, requestsPerMinutePerIp: 1_000_000, ...options.policy },
@@ -80,7 +87,7 @@ export async function openWorkbench({ before, ...options }: WorkbenchOptions = {
   const enrollment = createEnrollment(verifierOptions);
   const app = express().enable('case sensitive routing').disable('x-powered-by');
   before?.(app);
-  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment }));
+  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment, rotation: createRotation(verifierOptions) }));
   app.use('/proxy', keyguard(verifier), (request, response) => {
     passed.push(verifiedRequest(request));
     response.json({ path: verifiedRequest(request).path, bytes: (request.body as Buffer).length });
@@ -103,6 +110,12 @@ export async function openWorkbench({ before, ...options }: WorkbenchOptions = {
     newCode(code = {}) {
       const text = generateEnrollmentCode(webCryptoRandom());
       registry.addCode({ codeHash: hashEnrollmentCode(text)!, ownerId: 'owner', expiresAtMs: NOW_MS + 900_000, ...code });
+      return text;
+    },
+    newRotationCode({ keyId }, code = {}) {
+      const text = generateRotationCode(webCryptoRandom());
+      const { deviceId } = registry.findByKeyId(keyId) as Device;
+      registry.addRotationCode({ codeHash: hashRotationCode(text)!, deviceId, expiresAtMs: NOW_MS + 900_000, ...code });
       return text;
     },
     newKey() {

@@ -1,12 +1,13 @@
 /**
  * What every {@link DeviceRegistry} must keep: a key id belongs to one device for ever, a code is used as often as it says and no
- * more, and what was acknowledged is seen at once.
+ * more, a key is replaced in one step, and what was acknowledged is seen at once.
  */
 import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { isUnavailable } from '@keyguard/core/errors';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
 import type { Bytes, DeviceRegistry, EnrollmentOutcome, EnrollmentRequest, MaybePromise } from '@keyguard/core/seams';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { keyRotationCases, type KeyRotationSubject } from './key-rotation.ts';
 import type { Substrate } from './substrate.ts';
 
 /** A code as the suite wants it to be known to the registry. */
@@ -20,11 +21,10 @@ export interface CodeWanted {
   readonly expiresAtMs: number;
 }
 
-export interface DeviceRegistrySubject {
+export interface DeviceRegistrySubject extends KeyRotationSubject {
   readonly registry: DeviceRegistry;
   /** The same devices as another process sees them. */
   readonly peer: DeviceRegistry;
-  nowMs(): number;
   addCode(code: CodeWanted): MaybePromise<void>;
   /** Makes a device revoked, by whatever way an administrator has. */
   revoke(deviceId: string): MaybePromise<void>;
@@ -45,9 +45,13 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
     }, 120_000);
     afterAll(() => subject.close?.());
 
-    async function code(wanted: Partial<CodeWanted> = {}): Promise<string> {
+    async function newHash(): Promise<string> {
       const text = utf8(`conformance ${(serial += 1)}`);
-      const codeHash = toBase64Url(new Uint8Array(await crypto.subtle.digest('SHA-256', text)) as Bytes);
+      return toBase64Url(new Uint8Array(await crypto.subtle.digest('SHA-256', text)) as Bytes);
+    }
+
+    async function code(wanted: Partial<CodeWanted> = {}): Promise<string> {
+      const codeHash = await newHash();
       await subject.addCode({
         codeHash,
         ownerId: 'user-1',
@@ -181,6 +185,8 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(second.device.deviceId).not.toBe(first.device.deviceId);
     });
 
+    keyRotationCases({ subject: () => subject, newHash, enrollment: async (more) => request(await code(more)) }, RACING);
+
     if (inMemory) return;
 
     it('throws when what it is built on fails', async () => {
@@ -188,7 +194,10 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       await subject.break!();
       const find = async (): Promise<unknown> => subject.registry.findByKeyId(one.keyId);
       const enroll = async (): Promise<unknown> => subject.registry.enroll(one);
-      for (const work of [find, enroll]) {
+      const { keyId, publicKey } = await request(null);
+      const rotate = async (): Promise<unknown> =>
+        subject.registry.rotate({ oldKeyId: one.keyId, keyId, publicKey, codeHash: null, allowWithoutCode: true, overlapMs: 0, nowMs: one.nowMs });
+      for (const work of [find, enroll, rotate]) {
         expect(isUnavailable(await work().catch((thrown: unknown) => thrown))).toBe(true);
       }
     });

@@ -23,6 +23,8 @@ deviceRegistryConformance('memoryDeviceRegistry', () => {
     peer: registry,
     nowMs: () => Date.now(),
     addCode: (code) => registry.addCode(code),
+    addRotationCode: (code) => registry.addRotationCode(code),
+    suspend: (deviceId) => void registry.transition(deviceId, 'suspend'),
     revoke: (deviceId) => void registry.transition(deviceId, 'revoke'),
   };
 }, { inMemory: true });

@@ -10,11 +10,6 @@ import type {
   AuditSink,
   Bytes,
   Clock,
-  Device,
-  DeviceRegistry,
-  DeviceStatus,
-  EnrollmentOutcome,
-  EnrollmentRequest,
   ReplayStore,
   Subtree,
   SubtreePlace,
@@ -22,6 +17,7 @@ import type {
 } from './seams.ts';
 import { systemClock } from './system.ts';
 
+export * from './memory-devices.ts';
 export { memoryKeyStore } from './memory-key-store.ts';
 
 export interface MemoryReplayStoreOptions {
@@ -89,90 +85,6 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
         expiring.newestSeconds = Math.max(expiring.newestSeconds, createdSeconds);
       }
       return true;
-    },
-  };
-}
-
-/** What a code stands for when it is used. */
-export interface MemoryEnrollmentCode {
-  /** Base64url SHA-256 of the normalised code. */
-  readonly codeHash: string;
-  readonly ownerId: string;
-  readonly projectId?: string;
-  readonly expiresAtMs: number;
-  readonly maxUses?: number;
-  /** `false` makes devices wait for `approve`. Default `true`. */
-  readonly autoApprove?: boolean;
-}
-
-export type DeviceTransition = 'approve' | 'suspend' | 'resume' | 'revoke';
-
-/** The legal moves between device states; revocation is final. */
-export const DEVICE_TRANSITIONS: Readonly<Record<DeviceTransition, { from: readonly DeviceStatus[]; to: DeviceStatus }>> = {
-  approve: { from: ['pending'], to: 'active' },
-  suspend: { from: ['active'], to: 'suspended' },
-  resume: { from: ['suspended'], to: 'active' },
-  revoke: { from: ['pending', 'active', 'suspended'], to: 'revoked' },
-};
-
-/** A {@link DeviceRegistry} with what it takes to run one by hand. */
-export interface MemoryDeviceRegistry extends DeviceRegistry {
-  addCode(code: MemoryEnrollmentCode): void;
-  list(): readonly Device[];
-  /** @throws UsageError `invalid_option` for an unknown device or a move that its state does not allow */
-  transition(deviceId: string, transition: DeviceTransition): Device;
-}
-
-export interface MemoryDeviceRegistryOptions {
-  readonly crypto?: Crypto;
-}
-
-/** Devices of one process. Enrolls with a code only. */
-export function memoryDeviceRegistry(options: MemoryDeviceRegistryOptions = {}): MemoryDeviceRegistry {
-  const { crypto = globalThis.crypto } = options;
-  const byKeyId = new Map<string, Device>();
-  const codes = new Map<string, { readonly code: MemoryEnrollmentCode; usesLeft: number }>();
-
-  return {
-    findByKeyId(keyId: string): Device | null {
-      return byKeyId.get(keyId) ?? null;
-    },
-    enroll({ keyId, publicKey, codeHash, label, nowMs }: EnrollmentRequest): EnrollmentOutcome {
-      if (byKeyId.has(keyId)) return { outcome: 'key_exists' };
-      const held = codeHash === null ? undefined : codes.get(codeHash);
-      if (held === undefined || held.usesLeft < 1 || nowMs >= held.code.expiresAtMs) return { outcome: 'rejected' };
-      held.usesLeft -= 1;
-      const device: Device = Object.freeze({
-        deviceId: crypto.randomUUID(),
-        ownerId: held.code.ownerId,
-        projectId: held.code.projectId ?? null,
-        keyId,
-        publicKey,
-        keyState: 'current',
-        keyRetiresAtMs: null,
-        status: (held.code.autoApprove ?? true) ? 'active' : 'pending',
-        label,
-        requestsPerMinute: null,
-        ipAllowlist: null,
-      });
-      byKeyId.set(keyId, device);
-      return { outcome: 'enrolled', device };
-    },
-    addCode(code: MemoryEnrollmentCode): void {
-      codes.set(code.codeHash, { code, usesLeft: code.maxUses ?? 1 });
-    },
-    list(): readonly Device[] {
-      return [...byKeyId.values()];
-    },
-    transition(deviceId: string, transition: DeviceTransition): Device {
-      const { from, to } = DEVICE_TRANSITIONS[transition];
-      const device = [...byKeyId.values()].find((candidate) => candidate.deviceId === deviceId);
-      if (device === undefined || !from.includes(device.status)) {
-        throw new UsageError('invalid_option', `There is no device of that id that could be changed by ${transition}.`);
-      }
-      const changed = Object.freeze({ ...device, status: to });
-      byKeyId.set(device.keyId, changed);
-      return changed;
     },
   };
 }

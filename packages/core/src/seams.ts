@@ -135,6 +135,35 @@ export type EnrollmentOutcome =
   /** Unknown, used, expired or revoked code, or no code where one is demanded: one answer for all. */
   | { readonly outcome: 'rejected' };
 
+/** A proven request to rotate: the verifier has checked the signature by the old key and the proof by the new one. */
+export interface KeyRotationRequest {
+  readonly oldKeyId: string;
+  /** Of the new key: its thumbprint. */
+  readonly keyId: string;
+  /** The new key. */
+  readonly publicKey: PublicJwk;
+  /** Base64url SHA-256 of the normalised rotation code, or `null` when the device sent none. */
+  readonly codeHash: string | null;
+  /** Whether the policy lets a device rotate by itself. A code that was sent MUST be good all the same. */
+  readonly allowWithoutCode: boolean;
+  /** How long the old key still verifies: 0 to 60,000. */
+  readonly overlapMs: number;
+  readonly nowMs: number;
+}
+
+export type KeyRotationOutcome =
+  /** The device as found under its new key. */
+  | { readonly outcome: 'rotated'; readonly device: Device }
+  /** A repeat: this new key has replaced this old key, which is retiring still. Nothing changed. */
+  | { readonly outcome: 'already_rotated'; readonly device: Device }
+  /** The new key id was known before, of whatever device and in whatever state. */
+  | { readonly outcome: 'key_exists' }
+  /**
+   * The old key is not the current key of an active device; or the code is unknown, used, expired, revoked or another device's, or
+   * there is none where one is demanded: one answer for all.
+   */
+  | { readonly outcome: 'rejected' };
+
 /** The devices that a verifier trusts. A key id belongs to one device for ever, also after revocation. */
 export interface DeviceRegistry {
   /** The device that has or had this key, or `null`. MUST see every change that was acknowledged before the call. */
@@ -144,6 +173,15 @@ export interface DeviceRegistry {
    * MUST answer `key_exists` before it looks at the code. Of racing callers with one single-use code exactly one MUST win.
    */
   enroll(request: EnrollmentRequest): MaybePromise<EnrollmentOutcome>;
+  /**
+   * Replaces the key of a device in one atomic step: the old key is the `current` key of an `active` device, the new key id is new,
+   * the code is this device's and loses its only use; the new key is `current` from then on, the old one `retiring` until
+   * `nowMs + overlapMs`. A device MUST never have two `current` keys, nor none.
+   *
+   * MUST judge device and old key first, a repeat included, then the new key id, and the code last: a code keeps its use where
+   * nothing was rotated. Of racing callers with one code, or with several new keys for one old key, exactly one MUST win.
+   */
+  rotate(request: KeyRotationRequest): MaybePromise<KeyRotationOutcome>;
 }
 
 /** Remembers which `(keyId, nonce)` pairs were used. */

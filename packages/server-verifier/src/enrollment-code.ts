@@ -1,27 +1,12 @@
 /**
- * Enrollment codes: 130 random bits as 26 Crockford base32 characters in groups, shown once to a person. Only the hash is ever
- * kept, and nothing here logs or stores.
- *
- * @see https://www.crockford.com/base32.html
+ * Enrollment codes: with one a new device comes in. Shown once to a person; only the hash is ever kept.
  */
-import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import type { Random } from '@keyguard/core/seams';
-import { hash } from 'node:crypto';
-
-const ALPHABET = '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
-const CHARACTERS = 26;
-const GROUPS = /.{1,5}/g;
-// ASCII before anything else: letters of other scripts must not become ours by upper-casing.
-const TYPED = /^[0-9A-Za-z -]{26,64}$/;
-const CODE = /^[0-9A-HJKMNP-TV-Z]{26}$/;
+import { generateCode, hashCode } from './one-time-code.ts';
 
 /** A new code, for instance `7K3QF-0MZ8T-…`: six groups, read aloud or typed without mistakes. */
 export function generateEnrollmentCode(random: Random): string {
-  const bytes = random.bytes(CHARACTERS);
-  let code = '';
-  // 256 is a multiple of 32, so five bits of each byte are uniform.
-  for (let i = 0; i < CHARACTERS; i += 1) code += ALPHABET[bytes[i]! & 31];
-  return code.match(GROUPS)!.join('-');
+  return generateCode(random);
 }
 
 /**
@@ -29,8 +14,5 @@ export function generateEnrollmentCode(random: Random): string {
  * not matter, and O, I and L are read as 0, 1 and 1.
  */
 export function hashEnrollmentCode(code: string): string | null {
-  if (!TYPED.test(code)) return null;
-  const normalised = code.toUpperCase().replaceAll(/[ -]/g, '').replaceAll('O', '0').replaceAll(/[IL]/g, '1');
-  if (!CODE.test(normalised)) return null;
-  return toBase64Url(hash('sha256', utf8(`keyguard-enrollment-code-v1\0${normalised}`), 'buffer'));
+  return hashCode(code, 'keyguard-enrollment-code-v1');
 }

@@ -3,13 +3,13 @@
  *
  * @see docs/spec/request-signing.md
  */
-import { fromUtf8 } from '@keyguard/core/bytes';
-import { isRejected, RejectedError, UnavailableError } from '@keyguard/core/errors';
-import { parsePublicJwk, thumbprint } from '@keyguard/core/keys';
+import { RejectedError, UnavailableError } from '@keyguard/core/errors';
+import { thumbprint } from '@keyguard/core/keys';
 import type { Bytes, Device, PublicJwk, RateLimiter } from '@keyguard/core/seams';
 import { verifySignature } from '@keyguard/core/verify';
 import { hashEnrollmentCode } from './enrollment-code.ts';
 import { ipBucket } from './ip.ts';
+import { isCodeText, keyBodyPolicy, optionalText, readJwk, readMembers } from './key-body.ts';
 import { memoryRateLimiter } from './limits.ts';
 import {
   admit,
@@ -20,17 +20,17 @@ import {
   demandFresh,
   readClock,
   reporting,
+  signatureInvalid,
   type IncomingRequest,
   type VerifierContext,
   type VerifierOptions,
 } from './recipe.ts';
 
-const MAX_BODY_BYTES = 4096;
 const FINGERPRINT = /^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$/;
 // Control characters, bidirectional overrides, lone surrogates, and what else makes a label read as something it is not.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
 const VISIBLE = /[^\s\p{Default_Ignorable_Code_Point}\u2800]/u;
-const MEMBERS = new Set(['jwk', 'code', 'label', 'fingerprint']);
+const MEMBERS = ['jwk', 'code', 'label', 'fingerprint'];
 
 export interface EnrollmentOptions extends VerifierOptions {
   /** Counts tries by address. Default: in the memory of this process, `enrollmentsPerMinute`. */
@@ -82,13 +82,13 @@ async function enrollInOrder(
   const head = await admit(context, incoming);
   const tries = await ask('enrollment_limiter', policy.seamTimeoutMs, () => limiter.consume(ipBucket(incoming.ip), 1));
   demandAllowed(context, tries);
-  const body = await incoming.body({ ...policy, maxBodyBytes: Math.min(policy.maxBodyBytes, MAX_BODY_BYTES) }, `ip:${ipBucket(incoming.ip)}`);
+  const body = await incoming.body(keyBodyPolicy(policy), `ip:${ipBucket(incoming.ip)}`);
 
   // 3: the key comes with the request, in its one canonical form, and is what the key id names.
   const { publicKey, code, label, fingerprint } = readEnrollment(body);
   const key = await primitives.importPublicKey(publicKey);
   if ((await thumbprint(publicKey, primitives)) !== head.keyId) {
-    throw new RejectedError('signature_invalid', 'The signature does not verify.', { detail: 'key id is not the thumbprint' });
+    throw signatureInvalid('key id is not the thumbprint');
   }
 
   // 4: proof of possession.
@@ -132,43 +132,15 @@ interface EnrollmentBody {
   readonly fingerprint: string | null;
 }
 
-function malformed(detail: string): RejectedError {
-  return new RejectedError('malformed_request', `The enrollment is not well-formed: ${detail}.`, { detail });
-}
-
 function readEnrollment(body: Bytes): EnrollmentBody {
-  let value: unknown;
-  try {
-    value = JSON.parse(fromUtf8(body));
-  } catch (cause) {
-    throw new RejectedError('malformed_request', 'The enrollment is not JSON.', { cause });
-  }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw malformed('it must be an object');
-  for (const name of Object.keys(value)) {
-    if (!MEMBERS.has(name)) throw malformed('it may have the members jwk, code, label and fingerprint only');
-  }
-  const { jwk, code, label, fingerprint } = value as Record<string, unknown>;
+  const what = 'enrollment';
+  const { jwk, code, label, fingerprint } = readMembers(what, body, MEMBERS);
   return {
-    publicKey: readJwk(jwk),
-    code: optionalText('code', code, (text) => text.length <= 64),
-    label: optionalText('label', label, isLabel),
-    fingerprint: optionalText('fingerprint', fingerprint, (text) => FINGERPRINT.test(text)),
+    publicKey: readJwk(what, jwk),
+    code: optionalText(what, 'code', code, isCodeText),
+    label: optionalText(what, 'label', label, isLabel),
+    fingerprint: optionalText(what, 'fingerprint', fingerprint, (text) => FINGERPRINT.test(text)),
   };
-}
-
-function readJwk(jwk: unknown): PublicJwk {
-  try {
-    return parsePublicJwk(jwk);
-  } catch (error) {
-    if (isRejected(error)) throw malformed(error.message);
-    throw error;
-  }
-}
-
-function optionalText(name: string, value: unknown, isValid: (text: string) => boolean): string | null {
-  if (value === undefined || value === null) return null;
-  if (typeof value !== 'string' || !isValid(value)) throw malformed(`${name} is not acceptable`);
-  return value;
 }
 
 /** 1 to 64 characters, in NFC, at least one of them to be seen, and none that prints as something it is not. */

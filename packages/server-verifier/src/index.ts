@@ -1,6 +1,8 @@
 export { createVerifier, type IncomingRequest, type RejectionEvent, type VerifiedRequest, type Verifier, type VerifierOptions, type VerifyOptions } from './verifier.ts';
 export { createEnrollment, type Enrollment, type EnrollmentOptions } from './enrollment.ts';
+export { createRotation, type Rotation, type RotationOptions, type SelfRotationEvent } from './rotation.ts';
 export { generateEnrollmentCode, hashEnrollmentCode } from './enrollment-code.ts';
+export { generateRotationCode, hashRotationCode } from './rotation-code.ts';
 export { definePolicy, type Policy, type PolicyOptions } from './policy.ts';
 export { describeRejection, refusalOf, type Problem, type RejectionAnswer } from './rejection.ts';
 export {

@@ -1,7 +1,8 @@
 /**
- * The steps that verification and enrollment share, each with its guarantee. They hold no state but imported keys; they decide
- * nothing that the recipe in `verifier.ts` and `enrollment.ts` does not spell out.
+ * The steps that verification, enrollment and rotation share, each with its guarantee. They hold no state but imported keys; they
+ * decide nothing that the recipe in `verifier.ts`, `enrollment.ts` and `rotation.ts` does not spell out.
  */
+import type { SignatureTag } from '@keyguard/core/canonical';
 import { isRejected, isUnavailable, RejectedError, UnavailableError, UsageError } from '@keyguard/core/errors';
 import { thumbprint } from '@keyguard/core/keys';
 import type {
@@ -18,7 +19,7 @@ import type {
   ReplayStore,
   VerifyKey,
 } from '@keyguard/core/seams';
-import { assertFresh, readSignedHead, type ReceivedHead, type SignedHead, type TimeWindow } from '@keyguard/core/verify';
+import { assertFresh, readSignedHead, verifyHead, type ReceivedHead, type SignedHead, type TimeWindow } from '@keyguard/core/verify';
 import { systemClock } from '@keyguard/core/system';
 import { TIMED_OUT, within } from './deadline.ts';
 import { ipBucket, ipMatcher, type IpMatcher } from './ip.ts';
@@ -204,7 +205,7 @@ export function findDevice(context: VerifierContext, keyId: string): MaybePromis
 }
 
 /** Step 3: the key of the device as imported, or a dummy key of no device. */
-export function keyOf(context: VerifierContext, device: Device | null): MaybePromise<VerifyKey> {
+function keyOf(context: VerifierContext, device: Device | null): MaybePromise<VerifyKey> {
   if (device === null) return context.dummyKey;
   return context.keys.get(device.keyId) ?? importKey(context, device);
 }
@@ -219,6 +220,23 @@ async function importKey(context: VerifierContext, { keyId, publicKey }: Device)
   if (keys.size >= IMPORTED_KEYS) keys.delete(keys.keys().next().value!);
   keys.set(keyId, key);
   return key;
+}
+
+/**
+ * Steps 3 and 4, first half: the device whose key signed `head` for the purpose `tag`. An unknown key costs a signature check like
+ * any other, so that time tells no more than the answer.
+ * @throws RejectedError `signature_invalid`
+ */
+export async function findSigner(context: VerifierContext, head: SignedHead, tag: SignatureTag): Promise<Device> {
+  const device = await findDevice(context, head.keyId);
+  const key = await keyOf(context, device);
+  const verifying = verifyHead(head, key, tag, context.primitives);
+  if (device === null) {
+    await verifying.catch(() => {});
+    throw signatureInvalid('unknown key');
+  }
+  await verifying;
+  return device;
 }
 
 /** One answer for everything that could tell an outsider about keys; `detail` is for the audit log. */

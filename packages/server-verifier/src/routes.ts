@@ -1,17 +1,20 @@
 /**
- * The routes that a device itself calls, without a framework: `POST /enroll`, `GET /status`, `GET /time`. A door mounts each under
- * the client's `basePath` and translates; what they answer is decided here, so that every door answers alike.
+ * The routes that a device itself calls, without a framework: `POST /enroll`, `POST /rotate`, `GET /status`, `GET /time`. A door
+ * mounts each under the client's `basePath` and translates; what they answer is decided here, so that every door answers alike.
  *
- * @see docs/spec/request-signing.md, sections 11 and 12
+ * @see docs/spec/request-signing.md, sections 11 to 13
  */
-import type { Device } from '@keyguard/core/seams';
+import type { Device, KeyState } from '@keyguard/core/seams';
 import type { Enrollment } from './enrollment.ts';
 import type { IncomingRequest } from './recipe.ts';
+import type { Rotation } from './rotation.ts';
 import type { Verifier } from './verifier.ts';
 
 export interface DeviceRoutesOptions {
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
+  /** Left out: devices keep the key with which they enrolled, and there is no `/rotate`. */
+  readonly rotation?: Rotation;
 }
 
 /** What is answered to a device: the status, the headers, and what becomes the JSON body. */
@@ -35,9 +38,8 @@ export interface DeviceRoute {
   answer(incoming: IncomingRequest): Promise<DeviceAnswer>;
 }
 
-export function deviceRoutes({ verifier, enrollment }: DeviceRoutesOptions): readonly DeviceRoute[] {
-  const serverTime = (): number => Math.floor(verifier.nowMs() / 1000);
-  return [
+export function deviceRoutes({ verifier, enrollment, rotation }: DeviceRoutesOptions): readonly DeviceRoute[] {
+  const routes: DeviceRoute[] = [
     {
       method: 'POST',
       path: '/enroll',
@@ -50,21 +52,38 @@ export function deviceRoutes({ verifier, enrollment }: DeviceRoutesOptions): rea
       clock: verifier,
       async answer(incoming) {
         const { device } = await verifier.verify(incoming, { insecureAnyStatus: true });
-        return answered(200, { ...describe(device), server_time: serverTime() });
+        const nowMs = verifier.nowMs();
+        return answered(200, { ...describe(device), key_state: keyStateAt(device, nowMs), server_time: seconds(nowMs) });
       },
     },
     {
       method: 'GET',
       path: '/time',
       clock: verifier,
-      answer: async () => answered(200, { server_time: serverTime() }),
+      answer: async () => answered(200, { server_time: seconds(verifier.nowMs()) }),
     },
   ];
+  if (rotation !== undefined) {
+    routes.push({
+      method: 'POST',
+      path: '/rotate',
+      clock: rotation,
+      answer: async (incoming) => answered(200, describe(await rotation.rotate(incoming))),
+    });
+  }
+  return routes;
 }
 
 function describe({ deviceId, keyId, status }: Device): Record<string, unknown> {
   return { device_id: deviceId, key_id: keyId, status };
 }
+
+/** A registry may keep a key as `retiring` past its end, when it is retired to everyone. */
+function keyStateAt({ keyState, keyRetiresAtMs }: Device, nowMs: number): KeyState {
+  return keyState === 'retiring' && (keyRetiresAtMs === null || nowMs >= keyRetiresAtMs) ? 'retired' : keyState;
+}
+
+const seconds = (ms: number): number => Math.floor(ms / 1000);
 
 function answered(status: number, body: DeviceAnswer['body']): DeviceAnswer {
   return { status, headers: { 'cache-control': 'no-store' }, body };

@@ -5,7 +5,7 @@
  * @see docs/spec/request-signing.md
  */
 import type { Bytes, Device, RateDecision } from '@keyguard/core/seams';
-import { verifyBody, verifyHead } from '@keyguard/core/verify';
+import { verifyBody } from '@keyguard/core/verify';
 import type { CoveredHeader } from '@keyguard/core/canonical';
 import type { Policy } from './policy.ts';
 import {
@@ -17,7 +17,7 @@ import {
   demandAllowed,
   demandFresh,
   findDevice,
-  keyOf,
+  findSigner,
   readClock,
   reporting,
   signatureInvalid,
@@ -91,17 +91,9 @@ async function verifyInOrder(
   const head = await admit(context, incoming);
   proven.keyId = head.keyId;
 
-  // 3: the device; an unknown one costs a signature check like any other.
-  const device = await findDevice(context, head.keyId);
-  const key = await keyOf(context, device);
-
-  // 4: the signature, then the body and its hash. Not a byte of a body is held for callers who have not proven a key.
-  const verifying = verifyHead(head, key, 'keyguard-v1', context.primitives);
-  if (device === null) {
-    await verifying.catch(() => {});
-    throw signatureInvalid('unknown key');
-  }
-  await verifying;
+  // 3 and 4: the device whose key made the signature (an unknown key costs a check like any other), then the body and its hash.
+  // Not a byte of a body is held for callers who have not proven a key.
+  const device = await findSigner(context, head, 'keyguard-v1');
   const body = await incoming.body(policy, `device:${device.deviceId}`);
   await verifyBody(head, body, context.primitives);
   proven.deviceId = device.deviceId;

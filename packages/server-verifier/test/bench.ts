@@ -1,5 +1,5 @@
 /**
- * The recipes' workbench: a verifier and an enrollment over seams that write down how they were asked, and any of which a test
+ * The recipes' workbench: a verifier, an enrollment and a rotation over seams that write down how they were asked, and any of which a test
  * may replace. Requests are signed by real keys; `incoming` is what an adapter would hand over.
  */
 import { utf8 } from '@keyguard/core/bytes';
@@ -9,12 +9,15 @@ import type { Bytes, DeviceRegistry, RateDecision, RateLimiter, ReplayStore, Sig
 import { createSigner } from '@keyguard/core/sign';
 import {
   createEnrollment,
+  createRotation,
   createVerifier,
   memoryRateLimiter,
   type Enrollment,
   type EnrollmentOptions,
   type IncomingRequest,
   type RejectionEvent,
+  type Rotation,
+  type RotationOptions,
   type Verifier,
 } from '@keyguard/server-verifier';
 
@@ -26,9 +29,10 @@ export const REFUSED: RateDecision = { allowed: false, limit: 9, remaining: 0, r
 export interface Bench {
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
+  readonly rotation: Rotation;
   readonly registry: MemoryDeviceRegistry;
   readonly time: { nowMs: number };
-  /** What the registry and the replay store were asked, in order: `device_registry`, `replay_store`, `enroll`. */
+  /** What the registry and the replay store were asked, in order: `device_registry`, `replay_store`, `enroll`, `rotate`. */
   readonly asked: string[];
   readonly rejections: RejectionEvent[];
   enrolledKey(): Promise<SigningKey>;
@@ -39,7 +43,7 @@ export function limiter(peeked: unknown, consumed: unknown): RateLimiter {
   return { peek: () => peeked as RateDecision, consume: () => consumed as RateDecision };
 }
 
-export function openBench(options: Partial<EnrollmentOptions> = {}): Bench {
+export function openBench(options: Partial<EnrollmentOptions & RotationOptions> = {}): Bench {
   const time = { nowMs: NOW_MS };
   const clock = options.clock ?? { nowMs: (): number => time.nowMs };
   const registry = memoryDeviceRegistry();
@@ -53,12 +57,13 @@ export function openBench(options: Partial<EnrollmentOptions> = {}): Bench {
   };
   const devices: DeviceRegistry = options.registry ?? registry;
   const store: ReplayStore = options.replayStore ?? memoryReplayStore({ clock, maxFutureSeconds: 60, startedAtMs: 0 });
-  const noted: EnrollmentOptions = {
+  const noted: EnrollmentOptions & RotationOptions = {
     clock,
     onRejected: (event) => void rejections.push(event),
     enrollmentsPerMinute: 1000,
+    rotationsPerMinute: 1000,
     ...options,
-    registry: { findByKeyId: note('device_registry', devices.findByKeyId), enroll: note('enroll', devices.enroll) },
+    registry: { findByKeyId: note('device_registry', devices.findByKeyId), enroll: note('enroll', devices.enroll), rotate: note('rotate', devices.rotate) },
     replayStore: { ...store, claim: note('replay_store', store.claim) },
     ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: 1_000_000 }),
     policy: { authorities: [AUTHORITY], ...options.policy },
@@ -68,6 +73,7 @@ export function openBench(options: Partial<EnrollmentOptions> = {}): Bench {
   return {
     verifier: createVerifier(noted),
     enrollment: createEnrollment(noted),
+    rotation: createRotation(noted),
     registry,
     time,
     asked,

@@ -1,7 +1,7 @@
 /** The recipe of enrollment, where a socket would hide what is asked of whom; N66 to N72 are in the Express adapter's suite. */
 import { describe, expect, it } from 'vitest';
 import type { Device, EnrollmentRequest, SigningKey } from '@keyguard/core/seams';
-import { memoryKeyStore } from '@keyguard/core/memory';
+import { memoryDeviceRegistry, memoryKeyStore } from '@keyguard/core/memory';
 import { nodePrimitives } from '@keyguard/server-verifier';
 import { ALLOWED, forged, incoming, limiter, NOW_MS, openBench, REFUSED, withHeader, type Bench, type Incoming, type IncomingOptions } from './bench.ts';
 
@@ -21,6 +21,7 @@ function openRegistry(options: Parameters<typeof openBench>[0] = {}): { bench: B
   const bench = openBench({
     ...options,
     registry: {
+      ...memoryDeviceRegistry(),
       findByKeyId: () => null,
       enroll: (request) => {
         enrolled.push(request);

@@ -7,7 +7,7 @@ import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promi
 import { describe, expect, it } from 'vitest';
 import { thumbprint } from '@keyguard/core/keys';
 import { memoryReplayStore } from '@keyguard/core/memory';
-import type { Device, Primitives, PublicJwk, RateLimiter, SigningKey } from '@keyguard/core/seams';
+import type { Device, DeviceRegistry, Primitives, PublicJwk, RateLimiter, SigningKey } from '@keyguard/core/seams';
 import { memoryRateLimiter, nodePrimitives } from '@keyguard/server-verifier';
 import { ALLOWED, AUTHORITY, forged, incoming, limiter, NOW_MS, openBench, REFUSED, withHeader, type Bench, type Incoming } from './bench.ts';
 
@@ -19,13 +19,13 @@ async function expectRefused(bench: Bench, request: Incoming, code: string): Pro
 }
 
 /** A registry whose devices have these members beside their own. */
-function overlaid(bench: Bench, members: Partial<Device>): Pick<Bench['registry'], 'findByKeyId' | 'enroll'> {
+function overlaid(bench: Bench, members: Partial<Device>): DeviceRegistry {
   return {
+    ...bench.registry,
     findByKeyId: (keyId) => {
       const device = bench.registry.findByKeyId(keyId) as Device | null;
       return device && { ...device, ...members };
     },
-    enroll: bench.registry.enroll,
   };
 }
 
@@ -155,6 +155,7 @@ describe('primitives', () => {
       replayStore: { claim: () => true },
       deviceLimiter: limiter(ALLOWED, ALLOWED),
       registry: {
+        ...openBench().registry,
         findByKeyId: (keyId) => ({
           deviceId: keyId,
           ownerId: 'owner',
@@ -168,7 +169,6 @@ describe('primitives', () => {
           requestsPerMinute: null,
           ipAllowlist: null,
         }),
-        enroll: () => ({ outcome: 'rejected' }),
       },
       ipLimiter: limiter(ALLOWED, ALLOWED),
     });
@@ -238,7 +238,7 @@ describe('the device', () => {
     const key = await devices.enrolledKey();
     const device = devices.registry.findByKeyId(key.keyId) as Device;
     const answers: (Device | null)[] = [device, null, device, { ...device, label: 'renamed' }];
-    const bench = openBench({ registry: { findByKeyId: () => answers.shift()!, enroll: devices.registry.enroll } });
+    const bench = openBench({ registry: { ...devices.registry, findByKeyId: () => answers.shift()! } });
     await expectRefused(bench, await incoming(key), 'signature_invalid');
     expect((await bench.verifier.verify(await incoming(key))).device.label).toBe('renamed');
   });
@@ -315,7 +315,7 @@ describe('the time', () => {
       };
       const find = devices.registry.findByKeyId;
       const bench: Bench = openBench({
-        registry: { findByKeyId: (keyId) => (during === 'the look-up' ? late(find(keyId) as Device) : find(keyId)), enroll: devices.registry.enroll },
+        registry: { ...devices.registry, findByKeyId: (keyId) => (during === 'the look-up' ? late(find(keyId) as Device) : find(keyId)) },
       });
       const request = await incoming(key, during === 'the body' ? { read: () => late(Uint8Array.from(Buffer.from('{}'))) } : {});
       await expectRefused(bench, request, 'timestamp_out_of_window');

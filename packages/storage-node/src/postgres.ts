@@ -46,6 +46,14 @@ export {
   type NewEnrollmentCode,
   type PostgresEnrollmentCodesOptions,
 } from './postgres/enrollment-codes.ts';
+export {
+  postgresRotationCodes,
+  type NewRotationCode,
+  type PostgresRotationCodesOptions,
+  type RotationCode,
+  type RotationCodeOutcome,
+  type RotationCodes,
+} from './postgres/rotation-codes.ts';
 export { postgresReplayStore, type PostgresReplayStore, type PostgresReplayStoreOptions } from './postgres/nonces.ts';
 export { postgresAuditSink, type PostgresAuditSinkOptions } from './postgres/audit.ts';
 export { postgresKeyRecords, type KeyRecord, type KeyRecords, type KeyRecordState } from './postgres/kek-keys.ts';

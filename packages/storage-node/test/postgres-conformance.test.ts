@@ -10,6 +10,8 @@ import {
   postgresDeviceRegistry,
   postgresEnrollmentCodes,
   postgresReplayStore,
+  postgresRotationCodes,
+  type DeviceMove,
   type SqlTransaction,
 } from '../src/postgres.ts';
 import { SUBSTRATES, type Substrate } from './postgres-substrate.ts';
@@ -48,7 +50,12 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
     const nowMs = Date.now();
     await postgresAdministrators(database.app, { rowMacKey }).grant('admin', { grantedBy: 'setup' });
     const codes = postgresEnrollmentCodes(database.app, { rowMacKey });
+    const rotationCodes = postgresRotationCodes(database.app, { rowMacKey });
     const directory = postgresDeviceDirectory(database.app, { rowMacKey });
+    const move = async (deviceId: string, to: DeviceMove): Promise<void> => {
+      const { outcome } = await directory.transition(deviceId, to, { byUserId: 'admin' });
+      if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+    };
     return {
       registry: postgresDeviceRegistry(database.app, { rowMacKey }),
       peer: postgresDeviceRegistry(database.peer, { rowMacKey }),
@@ -56,10 +63,12 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       addCode: async ({ ownerId, ...code }) => {
         await codes.create({ ...code, createdBy: 'admin', forUserId: ownerId, label: null });
       },
-      revoke: async (deviceId) => {
-        const { outcome } = await directory.transition(deviceId, 'revoke', { byUserId: 'admin' });
-        if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+      addRotationCode: async (code) => {
+        const { outcome } = await rotationCodes.create({ ...code, createdBy: 'admin' });
+        if (outcome !== 'created') throw new Error(`It was ${outcome}.`);
       },
+      suspend: (deviceId) => move(deviceId, 'suspend'),
+      revoke: (deviceId) => move(deviceId, 'revoke'),
       break: database.cut,
       close: database.close,
     };

@@ -26,6 +26,7 @@ import {
   postgresEnrollmentCodes,
   postgresKeyRecords,
   postgresReplayStore,
+  postgresRotationCodes,
   type DeviceDirectory,
   type KeyguardRole,
   type KeyRecord,
@@ -38,7 +39,7 @@ import { SUBSTRATES, type Database, type Substrate } from './postgres-substrate.
 
 const OWN_MIGRATIONS = fileURLToPath(new URL('../migrations', import.meta.url));
 const TABLES = ['administrators', 'audit_heads', 'device_keys', 'devices', 'enrollment_codes', 'kek_keys', 'nonce_floor',
-  'schema_migrations', 'secret_audit_logs', 'used_nonces'];
+  'rotation_codes', 'schema_migrations', 'secret_audit_logs', 'used_nonces'];
 const ROLES: readonly KeyguardRole[] = ['kg_app', 'kg_verifier', 'kg_auth', 'kg_jobs'];
 const ORIGIN = 'keyguard.test/policies';
 const DENIED = '42501';
@@ -129,7 +130,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
   afterAll(async () => {
     await database?.close();
     await substrate?.stop();
-  });
+  }, 60_000);
 
   describe('row-level security', () => {
     it('is enabled and forced on every table, with policies by name', async () => {
@@ -212,7 +213,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
     });
 
     it('binds the owner of the tables as well', async () => {
-      for (const table of ['devices', 'device_keys', 'enrollment_codes', 'used_nonces', 'nonce_floor', 'secret_audit_logs', 'kek_keys', 'administrators']) {
+      for (const table of ['devices', 'device_keys', 'enrollment_codes', 'rotation_codes', 'used_nonces', 'nonce_floor', 'secret_audit_logs', 'kek_keys', 'administrators']) {
         const { rows } = await database.owner.transaction(async (tx) => {
           await tx.query('SET LOCAL ROLE kg_owner');
           return tx.query<{ n: unknown }>(`SELECT count(*) AS n FROM keyguard.${table}`);
@@ -233,6 +234,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
         'kg_jobs SELECT nonce_floor', 'kg_jobs SELECT schema_migrations', 'kg_jobs SELECT secret_audit_logs', 'kg_jobs SELECT used_nonces',
         'kg_verifier INSERT device_keys', 'kg_verifier INSERT secret_audit_logs', 'kg_verifier INSERT used_nonces',
         'kg_verifier SELECT device_keys', 'kg_verifier SELECT devices', 'kg_verifier SELECT enrollment_codes', 'kg_verifier SELECT nonce_floor',
+        'kg_verifier SELECT rotation_codes',
       ]);
       for (const role of ROLES) {
         for (const table of TABLES) {
@@ -384,6 +386,8 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       const newCode = (createdBy: string, forUserId: string) =>
         ({ codeHash: codeHash(), createdBy, forUserId, projectId: 'p', label: null, maxUses: 1, autoApprove: true, expiresAtMs: Date.now() + 9000 });
 
+      const newRotationCode = (deviceId: string) => ({ codeHash: codeHash(), deviceId, createdBy: 'mallory', expiresAtMs: Date.now() + 9000 });
+
       it('let nobody act as the administrator that a forged row says it is', async () => {
         const pending = await enroll('victim', false);
         const active = await enroll('victim');
@@ -407,6 +411,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
           'a code for the victim': () => codes.create(newCode('mallory', 'victim')),
           'revoke a code': () => codes.revoke(victims.id, by),
           'list codes': () => codes.list({ asUserId: 'mallory' }),
+          'a rotation code': () => postgresRotationCodes(database.app, { rowMacKey }).create(newRotationCode(active.deviceId)),
           'in a transaction that is handed in': () =>
             database.app.transaction((tx) => postgresDeviceDirectory(tx, { rowMacKey }).transition(pending.deviceId, 'approve', by)),
         };
@@ -460,8 +465,9 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
         expect(new Set(seen.map(({ ownerId }) => ownerId))).toEqual(new Set(['mallory']));
         expect(isUnavailable(await failure(ask(() => codes.create(newCode('mallory', 'victim')))))).toBe(true);
         expect(await ask(() => codes.revoke(victims.id, by))).toBe(false);
+        expect(await ask(() => postgresRotationCodes(late, { rowMacKey }).create(newRotationCode(victim.deviceId)))).toEqual({ outcome: 'not_found' });
         expect((await ask(() => codes.list({ asUserId: 'mallory', limit: 200 }))).items.every((c) => c.forUserId === 'mallory')).toBe(true);
-        expect(forged).toBe(9);
+        expect(forged).toBe(10);
         expect(await directory.list({ asUserId: 'admin', limit: 200 })).toEqual(before);
       });
     });
@@ -906,7 +912,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       const applied = both.flat().toSorted();
       expect(applied).toEqual(['keyguard/0001-administrators.sql', 'keyguard/0002-devices.sql', 'keyguard/0003-enrollment-codes.sql',
         'keyguard/0004-nonces.sql', 'keyguard/0005-audit.sql', 'keyguard/0006-kek-keys.sql',
-        'keyguard/0007-audit-handover.sql']);
+        'keyguard/0007-audit-handover.sql', 'keyguard/0008-key-rotation.sql']);
       expect(await migrate(fresh.owner)).toEqual([]);
     });
 
@@ -948,7 +954,7 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       const states = async (sets: Parameters<typeof pendingMigrations>[1] = {}): Promise<string[]> =>
         (await pendingMigrations(own.app, sets)).map(({ component, name, state }) => `${component}/${name} ${state}`);
       const unprepared = await states();
-      expect(unprepared).toHaveLength(7);
+      expect(unprepared).toHaveLength(8);
       expect(unprepared[0]).toBe('keyguard/0001-administrators.sql missing');
       await migrate(own.owner);
       expect(await states()).toEqual([]);

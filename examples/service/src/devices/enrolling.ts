@@ -1,5 +1,5 @@
 /**
- * The registry as enrollment uses it: a device and the entry that says it came are one transaction.
+ * The registry as enrollment and rotation use it: a device or a key, and the entry that says it came, are one transaction.
  */
 import type { DeviceRegistry } from '@keyguard/core/seams';
 import { postgresDeviceRegistry, type SqlClient } from '@keyguard/storage-node/postgres';
@@ -27,6 +27,26 @@ export function auditedRegistry(sql: SqlClient, keys: DeploymentKeys, audit: Aud
             owner_id: ownerId,
             project_id: projectId,
             status,
+          });
+        }
+        return result;
+      }),
+    rotate: (request) =>
+      asVerifier(sql, async (tx) => {
+        const result = await postgresDeviceRegistry(tx, { rowMacKey }).rotate(request);
+        // A repeat changes nothing, and was written down when it was none.
+        if (result.outcome === 'rotated') {
+          const { deviceId, keyId } = result.device;
+          await audit.recordIn(tx, {
+            action: 'device.key_rotated',
+            outcome: 'success',
+            actor: `device:${deviceId}`,
+            resource: `device:${deviceId}`,
+            device_id: deviceId,
+            key_id: keyId,
+            old_key_id: request.oldKeyId,
+            old_key_retires_at_ms: request.nowMs + request.overlapMs,
+            with_code: request.codeHash !== null,
           });
         }
         return result;

@@ -1,6 +1,6 @@
 /** Rows of `devices` and `device_keys`: what of them grants, and what a verifier may make of them. */
 import type { Device, DeviceStatus, KeyState, PublicJwk } from '@keyguard/core/seams';
-import { bytesOf, integerOrNull } from './client.ts';
+import { bytesOf, integerOrNull, type SqlTransaction } from './client.ts';
 import { isIntact, rowMac, type RowField, type RowMacKey } from './row-mac.ts';
 
 export const DEVICE_REGISTRY = 'device_registry';
@@ -91,4 +91,52 @@ export function jwkText({ crv, kty, x, y }: PublicJwk): string {
 /** The inverse of {@link jwkText}, for text that a MAC vouches for. */
 export function jwkOf(text: string): PublicJwk {
   return Object.freeze(JSON.parse(text) as PublicJwk);
+}
+
+export function enrolledDevice(grant: DeviceGrant, key: DeviceKeyGrant, label: string | null, nowMs: number): EnrolledDevice {
+  const waitedTooLong = grant.status === 'pending' && grant.pendingUntilMs !== null && nowMs >= grant.pendingUntilMs;
+  return Object.freeze({
+    deviceId: grant.deviceId,
+    ownerId: grant.ownerId,
+    projectId: grant.projectId,
+    keyId: key.keyId,
+    publicKey: jwkOf(key.publicJwk),
+    keyState: key.keyState,
+    keyRetiresAtMs: key.keyRetiresAtMs,
+    status: waitedTooLong ? 'revoked' : grant.status,
+    label,
+    requestsPerMinute: grant.requestsPerMinute,
+    ipAllowlist: grant.ipAllowlist,
+    allowedModels: grant.allowedModels,
+  });
+}
+
+/** Thrown to roll back what was done before the key id turned out to be taken. */
+class KeyTaken extends Error {}
+
+/** What `work`, a transaction of its own, resolves with; `key_exists`, and nothing done, where {@link insertDeviceKey} found the key id taken. */
+export async function unlessTaken<T>(work: () => Promise<T>): Promise<T | { readonly outcome: 'key_exists' }> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof KeyTaken) return { outcome: 'key_exists' };
+    throw error;
+  }
+}
+
+export interface InsertedKey {
+  readonly nowMs: number;
+  /** The key of the same device whose place it takes. */
+  readonly replaces: string | null;
+}
+
+/** Writes a key that is new, with its MAC. To be called within {@link unlessTaken}. */
+export async function insertDeviceKey(tx: SqlTransaction, macKey: RowMacKey, key: DeviceKeyGrant, inserted: InsertedKey): Promise<void> {
+  const { rows } = await tx.query(
+    `INSERT INTO keyguard.device_keys (key_id, device_id, public_jwk, state, retire_at_ms, created_at_ms, replaces, mac_key_id, mac)
+      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (key_id) DO NOTHING RETURNING key_id`,
+    [key.keyId, key.deviceId, key.publicJwk, key.keyState, key.keyRetiresAtMs, inserted.nowMs, inserted.replaces, macKey.keyId,
+      await deviceKeyMac(macKey, key)],
+  );
+  if (rows.length === 0) throw new KeyTaken();
 }

@@ -5,24 +5,33 @@
  * back is an outage of the registry for that device, never a pass, and no other device notices.
  */
 import { UsageError } from '@keyguard/core/errors';
-import type { Clock, DeviceRegistry, EnrollmentOutcome, EnrollmentRequest } from '@keyguard/core/seams';
+import type {
+  Clock,
+  DeviceRegistry,
+  EnrollmentOutcome,
+  EnrollmentRequest,
+  KeyRotationOutcome,
+  KeyRotationRequest,
+} from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { randomUUID } from 'node:crypto';
 import { asRole, callAsRole, guarded, integer, integerOrNull, type Sql, type SqlTransaction } from './client.ts';
 import {
   DEVICE_REGISTRY,
   deviceGrant,
-  deviceKeyMac,
   deviceMac,
+  enrolledDevice,
+  insertDeviceKey,
   isDeviceIntact,
   isDeviceKeyIntact,
-  jwkOf,
   jwkText,
+  unlessTaken,
   type DeviceGrant,
   type DeviceGrantRow,
   type DeviceKeyGrant,
   type EnrolledDevice,
 } from './device-rows.ts';
+import { rotateIn } from './device-rotation.ts';
 import { isCodeIntact, type CodeGrantRow } from './enrollment-codes.ts';
 import { tampered, type RowMacKey } from './row-mac.ts';
 
@@ -53,6 +62,8 @@ export interface PostgresDeviceRegistry extends DeviceRegistry {
   findByKeyId(keyId: string): Promise<EnrolledDevice | null>;
   /** @throws UnavailableError seam `device_registry`, also for a code without its MAC; then nothing has changed */
   enroll(request: EnrollmentRequest): Promise<EnrollmentOutcome>;
+  /** @throws UnavailableError seam `device_registry`, also for a device, key or code without its MAC; then nothing has changed */
+  rotate(request: KeyRotationRequest): Promise<KeyRotationOutcome>;
 }
 
 interface FoundRow extends DeviceGrantRow {
@@ -71,30 +82,9 @@ interface UsedCodeRow extends CodeGrantRow {
   label: string | null;
 }
 
-/** Thrown to roll back what was done before the key id turned out to be taken. */
-class KeyTaken extends Error {}
-
 async function isKeyKnown(tx: SqlTransaction, keyId: string): Promise<boolean> {
   const { rows } = await tx.query('SELECT 1 FROM keyguard.device_keys WHERE key_id = $1', [keyId]);
   return rows.length > 0;
-}
-
-function enrolledDevice(grant: DeviceGrant, key: DeviceKeyGrant, label: string | null, nowMs: number): EnrolledDevice {
-  const waitedTooLong = grant.status === 'pending' && grant.pendingUntilMs !== null && nowMs >= grant.pendingUntilMs;
-  return Object.freeze({
-    deviceId: grant.deviceId,
-    ownerId: grant.ownerId,
-    projectId: grant.projectId,
-    keyId: key.keyId,
-    publicKey: jwkOf(key.publicJwk),
-    keyState: key.keyState,
-    keyRetiresAtMs: key.keyRetiresAtMs,
-    status: waitedTooLong ? 'revoked' : grant.status,
-    label,
-    requestsPerMinute: grant.requestsPerMinute,
-    ipAllowlist: grant.ipAllowlist,
-    allowedModels: grant.allowedModels,
-  });
 }
 
 /**
@@ -195,25 +185,15 @@ export function postgresDeviceRegistry(sql: Sql, options: PostgresDeviceRegistry
       [grant.deviceId, grant.ownerId, grant.projectId, grant.status, label, fingerprint, nowMs, grant.pendingUntilMs,
         code?.id ?? null, rowMacKey.keyId, await deviceMac(rowMacKey, grant)],
     );
-    const { rows } = await tx.query(
-      `INSERT INTO keyguard.device_keys (key_id, device_id, public_jwk, state, retire_at_ms, created_at_ms, mac_key_id, mac)
-        VALUES ($1, $2, $3, $4, NULL, $5, $6, $7) ON CONFLICT (key_id) DO NOTHING RETURNING key_id`,
-      [keyId, key.deviceId, key.publicJwk, key.keyState, nowMs, rowMacKey.keyId, await deviceKeyMac(rowMacKey, key)],
-    );
-    if (rows.length === 0) throw new KeyTaken();
+    await insertDeviceKey(tx, rowMacKey, key, { nowMs, replaces: null });
     return { outcome: 'enrolled', device: enrolledDevice(grant, key, label, nowMs) };
   }
 
   return {
     findByKeyId: (keyId: string): Promise<EnrolledDevice | null> => guarded(DEVICE_REGISTRY, () => findByKeyId(keyId)),
     enroll: (request: EnrollmentRequest): Promise<EnrollmentOutcome> =>
-      guarded(DEVICE_REGISTRY, async () => {
-        try {
-          return await asRole(sql, 'kg_verifier', (tx) => enrollIn(tx, request));
-        } catch (error) {
-          if (error instanceof KeyTaken) return { outcome: 'key_exists' };
-          throw error;
-        }
-      }),
+      guarded(DEVICE_REGISTRY, () => unlessTaken(() => asRole(sql, 'kg_verifier', (tx) => enrollIn(tx, request)))),
+    rotate: (request: KeyRotationRequest): Promise<KeyRotationOutcome> =>
+      guarded(DEVICE_REGISTRY, () => unlessTaken(() => asRole(sql, 'kg_verifier', (tx) => rotateIn(tx, rowMacKey, request)))),
   };
 }
