@@ -1,38 +1,32 @@
 /**
- * The client of an application: enrolls this device once, then signs every request inside `fetch`. It sends signatures to one
- * origin only and follows no redirect. It never sees a provider key, and the device key never leaves the {@link KeyStore}.
+ * The client of an application: enrolls this device once, then signs every request inside `fetch`, and replaces the key when it is
+ * told to. It sends signatures to one origin only and follows no redirect. It never sees a provider key, and the device key never
+ * leaves the {@link KeyStore}.
  *
  * @see docs/spec/request-signing.md
  */
-import type { Carriage, SignatureTag } from './canonical.ts';
-import { hasCode, RejectedError, UnavailableError, UsageError, type RejectionCode } from './errors.ts';
-import type { Clock, DeviceStatus, KeyStore, Primitives, Random, SigningKey } from './seams.ts';
-import { createSigner, type Signer } from './sign.ts';
-import { systemClock } from './system.ts';
+import { readDevice, readRefusal, refusalCode, type EnrolledDevice } from './client-answer.ts';
+import { askStatus, demandKey, recoverKey, rotateKey, type DeviceKeys, type RotateOptions } from './client-rotation.ts';
+import { createTransport, type TransportOptions } from './client-transport.ts';
+import { hasCode, UsageError } from './errors.ts';
+import type { KeyStore, SigningKey } from './seams.ts';
 
-const MAX_CLOCK_CORRECTION_MS = 24 * 60 * 60 * 1000;
-const CLOCK_REFUSED: RejectionCode = 'timestamp_out_of_window';
+export type { EnrolledDevice } from './client-answer.ts';
+export type { RotateOptions } from './client-rotation.ts';
+export type { TransportOptions } from './client-transport.ts';
+
 const SCHEME = /^[a-z][a-z0-9+.-]*:/i;
 const HTTP = /^https?:/i;
-// WHATWG URLs leave these as they are in a path, where the protocol's grammar does not know them.
-const TO_ENCODE = /[[\]|^]/g;
 
-export interface KeyGuardClientOptions {
+export interface KeyGuardClientOptions extends TransportOptions {
   /** The origin of the KeyGuard server, for instance `https://keyguard.example.com`. Only requests to it are signed. */
   readonly origin: string;
-  /** Where this device keeps its key. */
+  /** Where this device keeps its keys. */
   readonly keyStore: KeyStore;
   /** The name of the key in the store; by default the server's `host[:port]`, so that each server knows another key. */
   readonly keyName?: string;
-  /** Where the server mounts enrollment. Default `/api/keyguard`. */
+  /** Where the server mounts the routes of devices. Default `/api/keyguard`. */
   readonly basePath?: string;
-  /** How signatures travel; it must be what the server's policy takes. Default `headers`. */
-  readonly carriage?: Carriage;
-  /** Default: the platform's `fetch` at the time of the call. */
-  readonly fetch?: typeof globalThis.fetch;
-  readonly clock?: Clock;
-  readonly random?: Random;
-  readonly primitives?: Pick<Primitives, 'sha256'>;
 }
 
 export interface EnrollOptions {
@@ -44,23 +38,10 @@ export interface EnrollOptions {
   readonly fingerprint?: string | undefined;
 }
 
-/** What the server knows of this device. */
-export interface EnrolledDevice {
-  readonly deviceId: string;
-  /** Its first twelve characters are what a person compares before approving a device. */
-  readonly keyId: string;
-  /** Only `active` devices may call. */
-  readonly status: DeviceStatus;
-}
-
 export class KeyGuardClient {
-  readonly #origin: string;
-  readonly #base: string;
-  readonly #keyStore: KeyStore;
-  readonly #keyName: string;
-  readonly #options: KeyGuardClientOptions;
-  readonly #clock: Clock;
-  #clockCorrectionMs = 0;
+  readonly #keys: DeviceKeys;
+  #rotating: Promise<EnrolledDevice> | undefined;
+  #recovering: { readonly keyId: string; readonly key: Promise<SigningKey | null> } | undefined;
 
   /** @throws UsageError `invalid_option` */
   constructor(options: KeyGuardClientOptions) {
@@ -73,13 +54,12 @@ export class KeyGuardClient {
     if (!HTTP.test(url.protocol) || url.pathname !== '/' || url.search !== '' || url.hash !== '' || url.username !== '' || url.password !== '') {
       throw new UsageError('invalid_option', 'origin must be http(s)://host[:port] and nothing more; a path belongs into basePath.');
     }
-    this.#origin = url.origin;
-    this.#base = `${url.origin}${options.basePath ?? '/api/keyguard'}`;
-    this.#keyStore = options.keyStore;
-    this.#keyName = options.keyName ?? url.host;
-    this.#options = options;
-    const clock = options.clock ?? systemClock;
-    this.#clock = { nowMs: () => clock.nowMs() + this.#clockCorrectionMs };
+    this.#keys = {
+      keyStore: options.keyStore,
+      keyName: options.keyName ?? url.host,
+      base: `${url.origin}${options.basePath ?? '/api/keyguard'}`,
+      transport: createTransport(url.origin, options),
+    };
   }
 
   /**
@@ -89,7 +69,8 @@ export class KeyGuardClient {
    * @throws UnavailableError `server_unavailable`
    */
   async enroll(options: EnrollOptions = {}): Promise<EnrolledDevice> {
-    const kept = await this.#keyStore.get(this.#keyName);
+    const { keyStore, keyName, base, transport } = this.#keys;
+    const kept = await keyStore.get(keyName);
     if (kept !== null) {
       try {
         return await this.#status(kept);
@@ -98,20 +79,38 @@ export class KeyGuardClient {
         if (!hasCode(error, 'signature_invalid')) throw error;
       }
     }
-    const key = kept ?? (await this.#keyStore.getOrCreate(this.#keyName));
+    const key = await keyStore.getOrCreate(keyName);
     const { crv, kty, x, y } = key.publicKey;
     const { code, label, fingerprint } = options;
     const body = JSON.stringify({ jwk: { crv, kty, x, y }, code, label, fingerprint });
-    const request = new Request(`${this.#base}/enroll`, {
+    const request = new Request(`${base}/enroll`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body,
     });
-    const response = await this.#send(request, {}, key, 'keyguard-enroll-v1');
-    if (response.ok) return readDevice(response, key);
+    const response = await (await transport.prepare(request, {}, 'keyguard-enroll-v1'))(key);
+    if (response.ok) return (await readDevice(response, key)).device;
     const refusal = await readRefusal(response);
     if (refusal.code === 'key_exists') return this.#status(key);
     throw refusal;
+  }
+
+  /**
+   * Replaces this device's key by a new one, which signs from then on. At no moment is the device left without a key that the
+   * server takes: after an error, a lost answer or a crash, what is here goes on working, and the next call of any kind finds out
+   * what became of the rotation. So it is safe to call again, also with a new code; a rotation that was begun is then finished.
+   *
+   * While one is under way in this client, a second call waits for it and gets its answer. When another tab or process rotates at
+   * the same time, both end up with one and the same new key.
+   * @throws RejectedError `rotation_rejected` (unknown, used or expired code, or none where one is demanded), `device_suspended`, …
+   * @throws UsageError `not_enrolled`
+   * @throws UnavailableError `server_unavailable`
+   */
+  rotate(options: RotateOptions = {}): Promise<EnrolledDevice> {
+    this.#rotating ??= rotateKey(this.#keys, options).finally(() => {
+      this.#rotating = undefined;
+    });
+    return this.#rotating;
   }
 
   /**
@@ -121,123 +120,62 @@ export class KeyGuardClient {
    * @throws UnavailableError `server_unavailable`
    */
   async status(): Promise<EnrolledDevice> {
-    return this.#status(await this.#demandKey());
+    return this.#status(await demandKey(this.#keys));
   }
 
-  /** Forgets this device's key for good. After a revocation this is the way to enroll again, as a new device. */
+  /** Forgets this device's keys for good. After a revocation this is the way to enroll again, as a new device. */
   async forget(): Promise<void> {
-    await this.#keyStore.delete(this.#keyName);
+    await this.#keys.keyStore.delete(this.#keys.keyName);
   }
 
   /**
    * A `fetch` that signs. Hand it to an SDK (`fetch: guard.fetch`); it may be detached from the client. Every call, so every
-   * retry of an SDK, is signed anew; a clock that is off is corrected once per call by what the server says. URLs that are not
-   * HTTP(S) pass through untouched.
+   * retry of an SDK, is signed anew; a clock that is off is corrected once per call by what the server says, and a key that was
+   * replaced meanwhile is read again once per call. URLs that are not HTTP(S) pass through untouched.
    * @throws UsageError `origin_not_allowed`, `not_enrolled`, `target_unsupported`, `header_unsupported`
    */
   readonly fetch: typeof globalThis.fetch = async (input, init) => {
     const isRequest = input instanceof Request;
     const url = isRequest ? input.url : String(input);
-    if (SCHEME.test(url) && !HTTP.test(url)) return this.#fetch(input, init);
-    return this.#send(new Request(input, init), init ?? {}, await this.#demandKey(), 'keyguard-v1');
+    const { transport } = this.#keys;
+    if (SCHEME.test(url) && !HTTP.test(url)) return transport.fetch(input, init);
+    const request = new Request(input, init);
+    const key = await demandKey(this.#keys);
+    const send = await transport.prepare(request, init ?? {}, 'keyguard-v1');
+    const response = await send(key);
+    if ((await refusalCode(response)) !== 'signature_invalid') return response;
+    const other = await this.#recover(key);
+    if (other === null) return response;
+    await response.body?.cancel();
+    return send(other);
   };
 
-  async #demandKey(): Promise<SigningKey> {
-    const key = await this.#keyStore.get(this.#keyName);
-    if (key === null) throw new UsageError('not_enrolled', 'This device has no key yet: call enroll() with an enrollment code first.');
-    return key;
-  }
-
   async #status(key: SigningKey): Promise<EnrolledDevice> {
-    const response = await this.#send(new Request(`${this.#base}/status`), {}, key, 'keyguard-v1');
-    if (response.ok) return readDevice(response, key);
-    throw await readRefusal(response);
-  }
-
-  async #send(request: Request, init: RequestInit, key: SigningKey, tag: SignatureTag): Promise<Response> {
-    const url = new URL(request.url);
-    if (url.origin !== this.#origin) {
-      throw new UsageError('origin_not_allowed', `This client signs for ${this.#origin} only, so it does not send a request to ${url.origin}.`);
+    let device: EnrolledDevice | undefined;
+    let failure: unknown;
+    try {
+      const answer = await askStatus(this.#keys, key);
+      if (answer.isCurrent) return answer.device;
+      device = answer.device;
+    } catch (error) {
+      if (!hasCode(error, 'signature_invalid')) throw error;
+      failure = error;
     }
-    url.hash = '';
-    const path = url.pathname.replace(TO_ENCODE, (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`);
-    const target = path + url.search;
-    const method = request.method.toUpperCase();
-    const body = new Uint8Array(await request.arrayBuffer());
-    const sign = this.#signer(key);
-    const attempt = async (): Promise<Response> => {
-      const headers = new Headers(request.headers);
-      const signature = await sign({ method, authority: url.host, target, headers, body }, tag);
-      for (const [name, value] of Object.entries(signature)) headers.set(name, value);
-      return this.#fetch(this.#origin + target, {
-        ...init,
-        method,
-        headers,
-        // An explicit null overrides the body of `init`.
-        body: body.length > 0 ? body : null,
-        signal: request.signal,
-        redirect: 'error',
-        credentials: 'omit',
+    const other = await this.#recover(key);
+    if (other !== null) return (await askStatus(this.#keys, other)).device;
+    if (device === undefined) throw failure;
+    return device;
+  }
+
+  /** One at a time: a hundred calls that are refused at once ask once. */
+  #recover(refused: SigningKey): Promise<SigningKey | null> {
+    const { keyId } = refused;
+    if (this.#recovering?.keyId !== keyId) {
+      const key = recoverKey(this.#keys, refused).finally(() => {
+        this.#recovering = undefined;
       });
-    };
-    const response = await attempt();
-    if (!(await this.#correctClock(response))) return response;
-    await response.body?.cancel();
-    return attempt();
+      this.#recovering = { keyId, key };
+    }
+    return this.#recovering.key;
   }
-
-  #signer(key: SigningKey): Signer<Carriage> {
-    const { carriage, random, primitives } = this.#options;
-    return createSigner({ key, clock: this.#clock, ...(carriage && { carriage }), ...(random && { random }), ...(primitives && { primitives }) });
-  }
-
-  #fetch(input: RequestInfo | URL, init?: RequestInit): Promise<Response> {
-    return (this.#options.fetch ?? globalThis.fetch)(input, init);
-  }
-
-  /** Whether the server refused the time and told its own; the correction stays for the requests to come. */
-  async #correctClock(response: Response): Promise<boolean> {
-    const time = response.headers.get('x-keyguard-time');
-    if (response.status !== 401 || time === null || !/^[1-9][0-9]{9}$/.test(time)) return false;
-    // Another 401 on this origin, an upstream's for instance, must not move the clock. A proxy names the code in its dialect.
-    const { code, error } = await readJson(response.clone());
-    if (code !== CLOCK_REFUSED && (error as { code?: unknown } | undefined)?.code !== CLOCK_REFUSED) return false;
-    const own = this.#clock.nowMs() - this.#clockCorrectionMs;
-    const correction = Number(time) * 1000 - own;
-    if (Math.abs(correction) > MAX_CLOCK_CORRECTION_MS) return false;
-    this.#clockCorrectionMs = correction;
-    return true;
-  }
-}
-
-async function readJson(response: Response): Promise<Record<string, unknown>> {
-  try {
-    const value: unknown = await response.json();
-    return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
-  } catch {
-    return {};
-  }
-}
-
-// The key id is our own and not what the answer says: people compare it to see that nobody stands between.
-async function readDevice(response: Response, { keyId }: SigningKey): Promise<EnrolledDevice> {
-  const answer = await readJson(response);
-  const { device_id: deviceId, status } = answer;
-  if (typeof deviceId !== 'string' || answer['key_id'] !== keyId || typeof status !== 'string') {
-    throw new UnavailableError('server', 'The server answered with something other than this device: is this a KeyGuard server?', {
-      code: 'server_unavailable',
-    });
-  }
-  return { deviceId, keyId, status: status as DeviceStatus };
-}
-
-async function readRefusal(response: Response): Promise<RejectedError | UnavailableError> {
-  const { code, detail } = await readJson(response);
-  const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
-  const retry = Number.isFinite(seconds) ? { retryAfterMs: seconds * 1000 } : {};
-  if (typeof code !== 'string' || response.status >= 500) {
-    return new UnavailableError('server', `The server answered ${response.status}.`, { code: 'server_unavailable', ...retry });
-  }
-  const message = typeof detail === 'string' ? detail : `The server refused: ${code}.`;
-  return new RejectedError(code as RejectionCode, message, retry);
 }

@@ -30,7 +30,8 @@ import { writeFields } from './rfc9421.ts';
 import type { Bytes, Clock, Primitives, Random, SigningKey } from './seams.ts';
 import { systemClock, webCryptoRandom } from './system.ts';
 
-const NONCE_BYTES = 16;
+/** How much randomness a nonce holds. */
+export const NONCE_BYTES = 16;
 // The hash is of the bytes as they are, and one request has one carriage.
 const REFUSED: Record<Carriage, ReadonlySet<string>> = {
   headers: new Set(['content-encoding', 'signature', 'signature-input']),
