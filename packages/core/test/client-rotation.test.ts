@@ -1,5 +1,5 @@
 /** Rotation as the client sees it: every answer and no answer, at each step. What it must never do is to be left without a key. */
-import { KeyGuardClient, type KeyStore, type SigningKey } from '@keyguard/core';
+import { KeyGuardClient, UsageError, type KeyStore, type SigningKey } from '@keyguard/core';
 import { memoryKeyStore } from '@keyguard/core/memory';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { startRotationServer, type Answer, type RotationServer } from './rotation-server.ts';
@@ -224,8 +224,8 @@ describe('a pending key', () => {
   });
 
   it('that the store fails to promote stays pending, and the next start promotes it', async () => {
-    const failing = { ...keyStore, promote: async () => Promise.reject(Object.assign(new Error('no room'), { code: 'key_store_unusable' })) };
-    await expect(client({ keyStore: failing }).rotate({ code: 'CODE' })).rejects.toThrow();
+    const failing = { ...keyStore, promote: async () => Promise.reject(new UsageError('key_store_unusable', 'no room')) };
+    await expect(client({ keyStore: failing }).rotate({ code: 'CODE' })).rejects.toMatchObject({ code: 'key_store_unusable' });
     const pending = await pendingId();
     expect(server.currentKeys()).toEqual([pending]);
     await expectOneKey();
