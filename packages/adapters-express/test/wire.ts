@@ -6,7 +6,7 @@ import { createServer, type Server } from 'node:http';
 import { connect, type AddressInfo } from 'node:net';
 import express, { type Express } from 'express';
 import { utf8 } from '@keyguard/core/bytes';
-import type { SignatureTag } from '@keyguard/core/canonical';
+import { CARRIAGE_HEADERS, RFC9421_FIELDS, type Carriage, type SignatureTag } from '@keyguard/core/canonical';
 import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDeviceRegistry } from '@keyguard/core/memory';
 import type { Bytes, Device, Random, SigningKey } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
@@ -146,6 +146,7 @@ export interface SignOptions {
   nowMs?: number;
   random?: Random;
   tag?: SignatureTag;
+  carriage?: Carriage;
 }
 
 /** A request that `key` signed, complete with its Host. */
@@ -154,18 +155,52 @@ export async function signed(key: SigningKey, options: SignOptions = {}): Promis
   const text = options.body ?? '{"model":"m"}';
   const body = typeof text === 'string' ? utf8(text) : text;
   const headers: Headers = options.headers ?? [['content-type', 'application/json']];
-  const sign = createSigner({ key, clock: { nowMs: () => nowMs }, ...(options.random && { random: options.random }) });
+  const { carriage = 'headers', random } = options;
+  const sign = createSigner({ key, carriage, clock: { nowMs: () => nowMs }, ...(random && { random }) });
   const signature = await sign({ method, authority, target, headers, body }, options.tag ?? 'keyguard-v1');
   return { method, target, headers: [['host', authority], ...headers, ...(Object.entries(signature) as Headers)], body };
 }
 
-/** The header's present value. */
-export function valueOf(request: WireRequest, name: string): string {
-  return request.headers.find(([other]) => other === name)![1];
+/** The same bench and the same signer, in one carriage. */
+export interface Wire {
+  /** The names of the headers that carry a signature. */
+  readonly carriers: readonly string[];
+  openWorkbench(options?: WorkbenchOptions): Promise<Workbench>;
+  signed(key: SigningKey, options?: SignOptions): Promise<WireRequest>;
 }
 
-/** A copy in which the header `name` has another value. */
+export function wireIn(carriage: Carriage): Wire {
+  return {
+    carriers: carriage === 'headers' ? CARRIAGE_HEADERS : RFC9421_FIELDS,
+    openWorkbench: (options = {}) => openWorkbench({ ...options, policy: { authorities: [AUTHORITY], ...options.policy, carriage } }),
+    signed: (key, options) => signed(key, { carriage, ...options }),
+  };
+}
+
+// Where the RFC 9421 carriage has what the default one has under these names.
+const PLACES: Record<string, readonly [field: string, value: RegExp]> = {
+  'x-keyguard-key-id': ['signature-input', /(?<=;keyid=")[^"]*/],
+  'x-keyguard-timestamp': ['signature-input', /(?<=;created=)[^;]*/],
+  'x-keyguard-nonce': ['signature-input', /(?<=;nonce=")[^"]*/],
+  'x-keyguard-body-sha256': ['content-digest', /(?<=^sha-256=:)[^:]*/],
+  'x-keyguard-signature': ['signature', /(?<=^keyguard=:)[^:]*/],
+};
+
+/** The present value of a header, or of what the other carriage has in its place. */
+export function valueOf(request: WireRequest, name: string): string {
+  const header = request.headers.find(([other]) => other === name);
+  if (header !== undefined) return header[1];
+  const [field, value] = PLACES[name]!;
+  return value.exec(valueOf(request, field))![0];
+}
+
+/** A copy in which a header, or what the other carriage has in its place, has another value. */
 export function withHeader(request: WireRequest, name: string, value: string): WireRequest {
+  const place = PLACES[name];
+  if (place !== undefined && !request.headers.some(([other]) => other === name)) {
+    const [field, form] = place;
+    return withHeader(request, field, valueOf(request, field).replace(form, () => value));
+  }
   return { ...request, headers: request.headers.map(([other, old]) => [other, other === name ? value : old]) };
 }
 
