@@ -74,9 +74,17 @@ function image(request: WireRequest): string {
   return JSON.stringify([request.method, target ?? request.target, headers, Buffer.from(request.body).toString('hex')]);
 }
 
-/** HTTP drops white space around a value and empty lines before the first (RFC 9112 section 2.2): an added one is no change. */
+/**
+ * What an HTTP parser drops and nobody behind it sees: white space around a header's value, empty lines before the request line,
+ * further spaces in it (RFC 9112 sections 2.2 and 3, RFC 9110 section 5.5). Where only such was added, nothing was changed.
+ */
 function trimmed(request: WireRequest): WireRequest {
-  return { ...request, method: request.method.replace(/^[\r\n]+/, ''), headers: request.headers.map(([name, value]) => [name, value.replace(/^[ \t]+|[ \t]+$/g, '')]) };
+  return {
+    ...request,
+    method: request.method.replace(/^[\r\n]+| +$/g, ''),
+    target: request.target.replace(/^ +| +$/g, ''),
+    headers: request.headers.map(([name, value]) => [name, value.replace(/^[ \t]+|[ \t]+$/g, '')]),
+  };
 }
 
 describe.each(SHARES)('in the carriage %s', (carriage, share) => {
