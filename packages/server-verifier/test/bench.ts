@@ -5,7 +5,7 @@
 import { utf8 } from '@keyguard/core/bytes';
 import type { SignatureTag } from '@keyguard/core/canonical';
 import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDeviceRegistry } from '@keyguard/core/memory';
-import type { Bytes, DeviceRegistry, RateDecision, RateLimiter, ReplayStore, SigningKey } from '@keyguard/core/seams';
+import type { Bytes, DeviceRegistry, Random, RateDecision, RateLimiter, ReplayStore, SigningKey } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
 import {
   createEnrollment,
@@ -98,6 +98,7 @@ export interface IncomingOptions {
   readonly nowMs?: number;
   readonly tag?: SignatureTag;
   readonly ip?: string | null;
+  readonly random?: Random;
   /** What arrives instead of the body that was signed, or what happens when it is read. */
   readonly read?: IncomingRequest['body'];
 }
@@ -110,7 +111,7 @@ export interface Incoming extends IncomingRequest {
 export async function incoming(key: SigningKey, options: IncomingOptions = {}): Promise<Incoming> {
   const { target = '/a?b=c', nowMs = NOW_MS, tag = 'keyguard-v1', ip = '192.0.2.1' } = options;
   const body = utf8(options.body ?? '{}');
-  const sign = createSigner({ key, clock: { nowMs: () => nowMs } });
+  const sign = createSigner({ key, clock: { nowMs: () => nowMs }, ...(options.random && { random: options.random }) });
   const headers: [string, string][] = [['content-type', 'application/json']];
   const signature = await sign({ method: 'POST', authority: AUTHORITY, target, headers, body }, tag);
   const reads = { count: 0 };
