@@ -3,8 +3,8 @@
  * keys, finds them again and forgets them; it never falls back to a key that could be read, and keeps nothing in clear text.
  *
  * What it cannot do: a script that runs in the page can still *use* the key while the page lives. And a browser may clear the
- * storage of a site that is not visited for long; `navigator.storage.persist()` asks it not to. A key that is gone is gone:
- * the device enrolls again.
+ * storage of a site that is not visited for long; {@link requestPersistence} asks it not to. A key that is gone is gone: the
+ * device enrolls again.
  *
  * @see docs/spec/request-signing.md
  */
@@ -12,6 +12,8 @@ import { hasCode, UsageError } from '@keyguard/core/errors';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
 import type { KeyStore, SigningKey } from '@keyguard/core/seams';
 import { createStore, del, get, type UseStore } from 'idb-keyval';
+
+export { requestPersistence, type Persistence } from './persistence.ts';
 
 const OBJECT_STORE = 'keys';
 const DEADLINE_MS = 10_000;
@@ -21,6 +23,11 @@ const REASONS: Readonly<Record<string, string>> = {
   QuotaExceededError: 'There is no room left for the data of this site.',
   TimeoutError: 'The key database does not answer: close other tabs of this site, then reload.',
   DataCloneError: 'This browser cannot keep a non-extractable key in IndexedDB.',
+  InvalidStateError: 'The browser lets this page keep no keys: some do so in private windows. Open it in an ordinary one.',
+  UnknownError: 'The browser cannot read its own storage, or the disk is full: free some room and restart it; if that does not help, clear the data of this site and enroll again.',
+  VersionError: 'The key database was made by something else: give indexedDbKeyStore a databaseName of its own.',
+  NotFoundError: 'The key database was made by something else: give indexedDbKeyStore a databaseName of its own.',
+  AbortError: 'The browser gave up writing the key, as when the disk is full: free some room, then reload.',
 };
 
 /** What is kept under a name, in one record: so no transaction ever sees, or leaves, half of a change. */

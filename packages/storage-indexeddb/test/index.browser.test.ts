@@ -3,8 +3,8 @@ import { KeyGuardClient, type KeyStore, type SigningKey } from '@keyguard/core';
 import { utf8 } from '@keyguard/core/bytes';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
 import { assertFresh, readSignedHead, verifySignature } from '@keyguard/core/verify';
-import { indexedDbKeyStore, type IndexedDbKeyStoreOptions } from '@keyguard/storage-indexeddb';
-import { afterEach, describe, expect, it } from 'vitest';
+import { indexedDbKeyStore, requestPersistence, type IndexedDbKeyStoreOptions } from '@keyguard/storage-indexeddb';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 
 const primitives = webCryptoPrimitives();
 const moduleUrl = new URL('../src/index.ts', import.meta.url).href;
@@ -220,12 +220,69 @@ describe('indexedDbKeyStore', () => {
     await expectToSign(next);
   });
 
+  it('says so where a database of that name is something else\'s', async () => {
+    const newer = newDatabaseName();
+    (await settled(indexedDB.open(newer, 7))).close();
+    const other = newDatabaseName();
+    (await settled(indexedDB.open(other, 1))).close();
+    for (const databaseName of [newer, other]) {
+      const store = indexedDbKeyStore({ databaseName });
+      for (const verb of [store.get('a'), store.getOrCreate('a')]) {
+        await expect(verb).rejects.toMatchObject({ code: 'key_store_unusable', message: expect.stringContaining('databaseName of its own') });
+      }
+    }
+  });
+
+  it.each([
+    ['UnknownError', 'clear the data of this site'],
+    ['InvalidStateError', 'private windows'],
+    ['AbortError', 'free some room'],
+    ['SomethingNewError', 'SomethingNewError'],
+  ])('tells a person what to do about %s', async (name, told) => {
+    const open = vi.spyOn(IDBFactory.prototype, 'open').mockImplementation(() => {
+      throw new DOMException('Internal error.', name);
+    });
+    try {
+      const store = indexedDbKeyStore({ databaseName: newDatabaseName() });
+      await expect(store.getOrCreate('a')).rejects.toMatchObject({
+        name: 'UsageError',
+        code: 'key_store_unusable',
+        message: expect.stringContaining(told),
+        cause: expect.objectContaining({ name }),
+      });
+    } finally {
+      open.mockRestore();
+    }
+  });
+
   it('says so where there is no secure context', async () => {
     const store = indexedDbKeyStore({ databaseName: newDatabaseName(), crypto: {} as Crypto });
     await expect(store.getOrCreate('a')).rejects.toMatchObject({
       code: 'key_store_unusable',
       message: expect.stringContaining('HTTPS'),
     });
+  });
+});
+
+describe('requestPersistence', () => {
+  const manager = (answers: Partial<Record<'persist' | 'persisted', () => Promise<boolean>>>): StorageManager => answers as StorageManager;
+  const yes = async (): Promise<boolean> => true;
+  const no = async (): Promise<boolean> => false;
+  const fails = (): Promise<boolean> => Promise.reject(new TypeError('not in this context'));
+
+  it('tells what the browser says, and does not ask where it has agreed already', async () => {
+    const persist = vi.fn(no);
+    expect(await requestPersistence(manager({ persist, persisted: yes }))).toBe('persistent');
+    expect(persist).not.toHaveBeenCalled();
+    expect(await requestPersistence(manager({ persist: yes, persisted: no }))).toBe('persistent');
+    expect(await requestPersistence(manager({ persist: no, persisted: no }))).toBe('best-effort');
+  });
+
+  it('never throws', async () => {
+    expect(await requestPersistence(manager({ persist: fails, persisted: no }))).toBe('unknown');
+    expect(await requestPersistence(manager({ persist: yes, persisted: fails }))).toBe('unknown');
+    expect(await requestPersistence(manager({}))).toBe('unknown');
+    expect(await requestPersistence(undefined)).toMatch(/^(?:persistent|best-effort)$/);
   });
 });
 

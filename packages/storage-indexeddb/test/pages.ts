@@ -2,10 +2,11 @@
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { build } from 'esbuild';
+import type { Persistence } from '@keyguard/storage-indexeddb';
 
 // Everything that a test asks of a page, as functions that answer with plain data.
 const ENTRY = `
-import { indexedDbKeyStore } from '@keyguard/storage-indexeddb';
+import { indexedDbKeyStore, requestPersistence } from '@keyguard/storage-indexeddb';
 import { utf8 } from '@keyguard/core/bytes';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
 
@@ -32,6 +33,7 @@ globalThis.keys = {
   getOrCreate: (name) => outcome(async () => describeKey(await store.getOrCreate(name))),
   get: (name) => outcome(async () => describeKey(await store.get(name))),
   delete: (name) => outcome(() => store.delete(name)),
+  persist: () => requestPersistence(),
   race: (name, callers) => Promise.all(Array.from({ length: callers }, async () => (await store.getOrCreate(name)).keyId)),
   exportStored: (name) =>
     new Promise((resolve, reject) => {
@@ -53,6 +55,7 @@ export interface PageKeys {
   getOrCreate(name: string): Promise<KeyDescription | Refusal>;
   get(name: string): Promise<KeyDescription | Refusal | null>;
   delete(name: string): Promise<void | Refusal>;
+  persist(): Promise<Persistence>;
   race(name: string, callers: number): Promise<string[]>;
   exportStored(name: string): Promise<Refusal | object>;
 }

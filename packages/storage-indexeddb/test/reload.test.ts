@@ -1,5 +1,5 @@
 /** What a device key must outlive in a real browser: a reload, a closed browser, a crashed one. And what must refuse. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { chromium, type BrowserContext, type Frame, type Page } from 'playwright-core';
@@ -7,6 +7,9 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, i
 import { serveSite, type KeyDescription, type PageKeys, type Refusal, type Site } from './pages.ts';
 
 declare const keys: PageKeys;
+
+// KEYGUARD_KILL_ROUNDS says how often a browser is killed.
+const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 3);
 
 let site: Site;
 let profile: string;
@@ -64,17 +67,79 @@ describe('a device key in Chromium', { timeout: 60_000 }, () => {
     expect(await page.evaluate(() => keys.exportStored('device'))).toMatchObject({ name: 'InvalidAccessError' });
   });
 
-  it('survives a browser that crashes as soon as the key is there', async () => {
+  it(`survives a browser that is killed as soon as the key is there, ${ROUNDS} times`, { timeout: 60_000 + ROUNDS * 20_000 }, async () => {
+    await launch();
+    const known: KeyDescription[] = [];
+    for (let round = 0; round < ROUNDS; round += 1) {
+      const page = await openPage();
+      const session = await context!.browser()!.newBrowserCDPSession();
+      const made = await page.evaluate((name) => keys.getOrCreate(name), `device-${round}`);
+      const gone = new Promise<void>((resolve) => context!.once('close', () => resolve()));
+      // The crash takes the answer with it.
+      await session.send('Browser.crash').catch(() => {});
+      await gone;
+      known.push(made as KeyDescription);
+      await launch();
+      const found = await (await openPage()).evaluate((count) => Promise.all(Array.from({ length: count }, (_, i) => keys.get(`device-${i}`))), known.length);
+      expect(found).toEqual(known);
+    }
+  });
+
+  it('is gone with the private window that made it, and said to be kept no longer than the browser likes', async () => {
+    await launch();
+    const browser = context!.browser()!;
+    const inPrivate = async <T>(work: (page: Page) => Promise<T>): Promise<T> => {
+      const window = await browser.newContext();
+      try {
+        const page = await window.newPage();
+        await page.goto(site.origin);
+        return await work(page);
+      } finally {
+        await window.close();
+      }
+    };
+    const made = await inPrivate(async (page) => {
+      const key = await getOrCreate(page);
+      expect(key).toMatchObject({ verifies: true });
+      expect(await page.evaluate(() => keys.persist())).toBe('best-effort');
+      await page.reload();
+      expect(await get(page)).toEqual(key);
+      return key as KeyDescription;
+    });
+    expect(await inPrivate(get)).toBeNull();
+    const next = (await inPrivate(getOrCreate)) as KeyDescription;
+    expect(next.keyId).not.toBe(made.keyId);
+  });
+
+  it('is kept until the user clears it once the browser has agreed to that', async () => {
     await launch();
     const page = await openPage();
+    const key = await getOrCreate(page);
+    expect(await page.evaluate(() => keys.persist())).toBe('best-effort');
     const session = await context!.browser()!.newBrowserCDPSession();
-    const made = await getOrCreate(page);
-    const gone = new Promise<void>((resolve) => context!.once('close', () => resolve()));
-    // The crash takes the answer with it.
-    await session.send('Browser.crash').catch(() => {});
-    await gone;
+    await session.send('Browser.grantPermissions', { origin: site.origin, permissions: ['durableStorage'] });
+    expect(await page.evaluate(() => keys.persist())).toBe('persistent');
+    expect(await get(page)).toEqual(key);
+  });
+
+  it('is refused or gone, and never weaker, where the files of the browser were damaged', async () => {
     await launch();
-    expect(await get(await openPage())).toEqual(made);
+    const made = (await getOrCreate(await openPage())) as KeyDescription;
+    await context!.close();
+    const folder = join(profile, 'Default', 'IndexedDB');
+    const files = (await readdir(folder, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
+    expect(files.length).toBeGreaterThan(0);
+    for (const { parentPath, name } of files) await writeFile(join(parentPath, name), Buffer.alloc(64, 0xff));
+    await launch();
+    const page = await openPage();
+    const found = await get(page);
+    if (found !== null) expect(found).toMatchObject({ code: 'key_store_unusable', message: expect.stringContaining('clear the data of this site') });
+    const next = await getOrCreate(page);
+    if ('code' in next) expect(next).toMatchObject({ code: 'key_store_unusable' });
+    else {
+      expect((next as KeyDescription).keyId).not.toBe(made.keyId);
+      expect(await page.evaluate(() => keys.exportStored('device'))).toMatchObject({ name: 'InvalidAccessError' });
+    }
   });
 
   it('is gone once it is deleted, for every tab', async () => {
