@@ -142,13 +142,23 @@ beforeAll(async () => {
 });
 afterAll(() => bench.close());
 
+interface Outside {
+  readonly tag?: string;
+  readonly components?: readonly string[];
+  readonly nonce?: string;
+}
+
 describe.each(Object.entries(judges))('%s', (_name, judge) => {
   /** A request that the library signed, with nothing of ours. */
-  async function signedOutside(key: OutsideKey, shape: Shape, tag = 'keyguard-v1', components = componentsOf(shape.headers)): Promise<WireRequest> {
+  async function signedOutside(
+    key: OutsideKey,
+    shape: Shape,
+    { tag = 'keyguard-v1', components = componentsOf(shape.headers), nonce = randomBytes(16).toString('base64url') }: Outside = {},
+  ): Promise<WireRequest> {
     const body = new Uint8Array(Buffer.from(shape.body));
     const digest: [string, string] = ['content-digest', `sha-256=:${createHash('sha256').update(body).digest('base64')}:`];
     const unsigned: WireRequest = { method: shape.method, target: shape.target, headers: [['host', AUTHORITY], ...shape.headers, digest], body };
-    const parameters = { created: NOW_SECONDS, keyid: key.keyId, nonce: randomBytes(16).toString('base64url'), tag };
+    const parameters = { created: NOW_SECONDS, keyid: key.keyId, nonce, tag };
     const fields = await judge.sign(unsigned, key, components, parameters);
     return { ...unsigned, headers: [...unsigned.headers, ...fields] };
   }
@@ -217,16 +227,28 @@ describe.each(Object.entries(judges))('%s', (_name, judge) => {
     const key = outsideKey();
     const body = JSON.stringify({ jwk: key.publicJwk, code: bench.newCode() });
     const shape: Shape = { method: 'POST', target: '/api/keyguard/enroll', headers: [['content-type', 'application/json']], body };
-    expect(await send(bench, await signedOutside(key, shape, 'keyguard-v1'))).toMatchObject({ status: 401, code: 'signature_invalid' });
-    expect((await send(bench, await signedOutside(key, shape, 'keyguard-enroll-v1'))).status).toBe(201);
-    expect((await send(bench, await signedOutside(key, { ...shape, target: '/proxy/a' }, 'keyguard-v1'))).status).toBe(200);
-    const status = await send(bench, await signedOutside(key, { method: 'GET', target: '/api/keyguard/status', headers: [], body: '' }, 'keyguard-v1'));
+    expect(await send(bench, await signedOutside(key, shape))).toMatchObject({ status: 401, code: 'signature_invalid' });
+    expect((await send(bench, await signedOutside(key, shape, { tag: 'keyguard-enroll-v1' }))).status).toBe(201);
+    expect((await send(bench, await signedOutside(key, { ...shape, target: '/proxy/a' }))).status).toBe(200);
+    const status = await send(bench, await signedOutside(key, { method: 'GET', target: '/api/keyguard/status', headers: [], body: '' }));
     expect(JSON.parse(status.body)).toMatchObject({ key_id: key.keyId, status: 'active' });
+  });
+
+  it('signs a rotation that ours accepts, and the new key then calls', async () => {
+    const [key, next] = [enrolledOutside(), outsideKey()];
+    const nonce = randomBytes(16).toString('base64url');
+    const proven = Buffer.from(['keyguard-rotate-proof-v1', key.keyId, next.keyId, NOW_SECONDS, nonce].join('\n'));
+    const proof = signBytes('sha256', proven, { key: next.privateKey, dsaEncoding: 'ieee-p1363' }).toString('base64');
+    const body = JSON.stringify({ jwk: next.publicJwk, proof, code: bench.newRotationCode(key) });
+    const shape: Shape = { method: 'POST', target: '/api/keyguard/rotate', headers: [['content-type', 'application/json']], body };
+    expect(await send(bench, await signedOutside(key, shape, { nonce }))).toMatchObject({ status: 401, code: 'signature_invalid' });
+    expect((await send(bench, await signedOutside(key, shape, { nonce, tag: 'keyguard-rotate-v1' }))).status).toBe(200);
+    expect((await send(bench, await signedOutside(next, shapes[0]![1]))).status).toBe(200);
   });
 
   it.each(['keyguard-enroll-v1', 'keyguard-rotate-v1', 'web-bot-auth'])('signs with the tag %s what an ordinary route refuses', async (tag) => {
     const before = bench.passed.length;
-    expect(await send(bench, await signedOutside(enrolledOutside(), shapes[0]![1], tag))).toMatchObject({ status: 401, code: 'signature_invalid' });
+    expect(await send(bench, await signedOutside(enrolledOutside(), shapes[0]![1], { tag }))).toMatchObject({ status: 401, code: 'signature_invalid' });
     expect(bench.passed.length).toBe(before);
   });
 
@@ -236,7 +258,7 @@ describe.each(Object.entries(judges))('%s', (_name, judge) => {
     const template = componentsOf(shape.headers);
     const lists = [template.slice(0, -1), template.slice(1), template.toReversed(), [...template, '@target-uri'], [...template, 'host'], ['@method']];
     for (const components of lists) {
-      const request = await signedOutside(key, shape, 'keyguard-v1', components);
+      const request = await signedOutside(key, shape, { components });
       expect(await judge.verifies(request, createPublicKey(key.privateKey), components)).toBe(true);
       expect(await send(bench, request)).toMatchObject({ status: 400, code: 'malformed_request' });
     }
@@ -255,7 +277,7 @@ describe('as they come', () => {
   });
 });
 
-it('our own client in this carriage enrolls, asks its status and calls; in the other one it is refused', async () => {
+it('our own client in this carriage enrolls, asks its status, calls and rotates; in the other one it is refused', async () => {
   const carriages: string[] = [];
   const overSocket: typeof fetch = (input, init) => {
     carriages.push([...(init!.headers as globalThis.Headers).keys()].filter((name) => /^(?:x-keyguard-|signature|content-digest)/.test(name)).join(' '));
@@ -267,6 +289,9 @@ it('our own client in this carriage enrolls, asks its status and calls; in the o
   expect(await guard.status()).toMatchObject({ status: 'active' });
   const call = { method: 'POST', headers: { 'content-type': 'application/json', 'openai-project': 'p' }, body: '{}' };
   expect((await guard.fetch(`https://${AUTHORITY}/proxy/a?b=c`, call)).status).toBe(200);
+  const { keyId } = (await options.keyStore.get(AUTHORITY))!;
+  expect((await guard.rotate({ code: bench.newRotationCode({ keyId }) })).keyId).not.toBe(keyId);
+  expect((await guard.fetch(`https://${AUTHORITY}/proxy/a`, call)).status).toBe(200);
   expect(new Set(carriages)).toEqual(new Set(['content-digest signature signature-input']));
   expect((await new KeyGuardClient(options).fetch(`https://${AUTHORITY}/proxy/a`, call)).status).toBe(400);
 });

@@ -56,7 +56,7 @@ export interface Workbench {
   readonly time: { nowMs: number };
   newCode(options?: { expiresAtMs?: number; maxUses?: number; autoApprove?: boolean }): string;
   /** A code with which the device of this key replaces it. */
-  newRotationCode(key: SigningKey, options?: { expiresAtMs?: number }): string;
+  newRotationCode(key: Pick<SigningKey, 'keyId'>, options?: { expiresAtMs?: number }): string;
   newKey(): Promise<SigningKey>;
   enrolledKey(): Promise<SigningKey>;
   close(): Promise<void>;

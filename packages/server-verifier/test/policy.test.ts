@@ -14,6 +14,14 @@ describe('a policy', () => {
     }
   });
 
+  it('takes one carriage, the headers unless told otherwise, and no other word for it', () => {
+    expect(definePolicy({ authorities: ['a.example'] }).carriage).toBe('headers');
+    expect(definePolicy({ authorities: ['a.example'], carriage: 'rfc9421' }).carriage).toBe('rfc9421');
+    for (const carriage of ['', 'RFC9421', 'both', 'any', true, ['headers', 'rfc9421']]) {
+      expect(() => definePolicy({ authorities: ['a.example'], carriage: carriage as never })).toThrow(/carriage/);
+    }
+  });
+
   it('is frozen when the verifier is made: later changes of what was given change nothing', () => {
     const authorities = ['a.example'];
     const policy = definePolicy({ authorities });
