@@ -632,6 +632,18 @@ describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage)
       await expectRefused(toBytes(request, { chunked: true }), 401, 'replay_detected');
     });
 
+    it('N53 again in the other carriage, at a door that takes it', async () => {
+      const replayStore = memoryReplayStore({ clock: { nowMs: () => NOW_MS }, maxFutureSeconds: 60, startedAtMs: 0 });
+      const first = await openWorkbench({ replayStore });
+      const second = await otherWire.openWorkbench({ replayStore, registry: first.registry });
+      const own = await first.enrolledKey();
+      const random = { bytes: (length: number): Bytes => new Uint8Array(length).fill(53) };
+      await expectAccepted(await signed(own, { random }), first);
+      await expectRefused(await otherWire.signed(own, { random }), 401, 'replay_detected', second);
+      await first.close();
+      await second.close();
+    });
+
     it('N54 100 concurrent copies: one passes', async () => {
       const before = bench.passed.length;
       const bytes = toBytes(await signed(key));
