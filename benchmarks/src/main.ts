@@ -22,6 +22,9 @@ const SUITES: Readonly<Record<string, Suite>> = {
   sign: inProcessOfItsOwn('sign'),
   verify: inProcessOfItsOwn('verify'),
   express,
+  vault: inProcessOfItsOwn('vault'),
+  audit: inProcessOfItsOwn('audit'),
+  merkle: inProcessOfItsOwn('merkle'),
   growth: inProcessOfItsOwn('growth'),
 };
 

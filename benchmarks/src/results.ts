@@ -1,7 +1,7 @@
 /** What a suite finds out, as plain data: it crosses a process boundary and is printed, written and drawn elsewhere. */
 import { median, quantile, type Timings } from './rounds.ts';
 
-export type Unit = 'µs' | 'requests/s';
+export type Unit = 'µs' | 'requests/s' | 'entries/s';
 
 export interface Row {
   readonly name: string;
@@ -35,7 +35,7 @@ export interface Section {
 export interface SuiteOptions {
   /** Fewer rounds: enough to see a regression, not to quote. */
   readonly quick: boolean;
-  /** Also a million devices and nonces. */
+  /** Also a million devices and nonces, and in a quick run a million entries of an audit chain. */
   readonly million: boolean;
 }
 

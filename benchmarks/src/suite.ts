@@ -1,10 +1,13 @@
 /** One suite in a process of its own: `main.ts` starts it, pinned to a core where that is possible. */
+import { audit } from './audit.ts';
 import { growth } from './growth.ts';
+import { merkle } from './merkle.ts';
 import { sign } from './sign.ts';
+import { vault } from './vault.ts';
 import { verify } from './verify.ts';
 import type { Suite, SuiteOptions } from './results.ts';
 
-const SUITES: Readonly<Record<string, Suite>> = { sign, verify, growth };
+const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth };
 
 const [name = '', options = '{}'] = process.argv.slice(2);
 const suite = SUITES[name];
