@@ -86,7 +86,7 @@ async function timeParts(chain: readonly AuditRecord[], secret: Bytes, quick: bo
     operations: records.length,
     rounds: quick ? 30 : 150,
     warmUpRounds: quick ? 20 : 60,
-    budgetMs: quick ? 5_000 : 20_000,
+    budgetMs: quick ? 5_000 : 12_000,
     contestants: [
       each(BARE_MAC, () => createHmac('sha256', held).update(input).digest()),
       { name: VERIFY, run: () => verified(records, keys) },
@@ -141,7 +141,7 @@ async function timeGrowth(chain: readonly AuditRecord[], sizes: readonly number[
     operations: 1,
     rounds: quick ? 5 : 7,
     warmUpRounds: 1,
-    budgetMs: quick ? 10_000 : 60_000,
+    budgetMs: quick ? 10_000 : 40_000,
     contestants: sizes.flatMap((size) => {
       // A short chain again and again, so that each figure is of as many entries as can be seen.
       const times = Math.max(1, 50_000 / size);
@@ -160,7 +160,7 @@ async function timeGrowth(chain: readonly AuditRecord[], sizes: readonly number[
     operations: 2 * BATCH,
     rounds: quick ? 30 : 100,
     warmUpRounds: quick ? 10 : 30,
-    budgetMs: quick ? 4_000 : 15_000,
+    budgetMs: quick ? 4_000 : 10_000,
     contestants: sizes.map((size) => {
       const sink = memoryAuditSink({ origin: ORIGIN, macKey: key, records: chain.slice(0, size) });
       return {

@@ -1,40 +1,27 @@
 /**
- * The algorithms of the vault's formats, each with the one set of parameters that the formats know. Not exported by the package:
- * nobody may seal with another IV, tag or salt.
+ * The algorithms of the vault's formats on any W3C WebCrypto, each with the one set of parameters that the formats know. Not
+ * exported by the package: nobody may seal with another IV, tag or salt.
  *
  * Refuses what is outside these parameters where WebCrypto would take it.
  *
  * @see docs/spec/vault.md section 1
  */
 import { UsageError } from './errors.ts';
-import type { Bytes } from './seams.ts';
+import type { Bytes, VaultCiphertext, VaultKey, VaultKeys, VaultPrimitives } from './seams.ts';
 
 export const AES_KEY_BYTES = 32;
 export const IV_BYTES = 12;
 export const TAG_BYTES = 16;
 const DERIVED_BYTES = 32;
 const NO_SALT: Bytes = /* @__PURE__ */ new Uint8Array(0);
-
-/** An AES-256-GCM key that cannot be exported. @throws UsageError `invalid_option` for any other length than 32 bytes */
-export async function importAesKey(subtle: SubtleCrypto, key: Bytes): Promise<CryptoKey> {
-  if (key.length !== AES_KEY_BYTES) throw new UsageError('invalid_option', 'A key encryption key has 32 bytes.');
-  return subtle.importKey('raw', key, 'AES-GCM', false, ['encrypt', 'decrypt']);
-}
+const AES = { name: 'AES-GCM', length: 256 } as const;
+// The length must be said: WebCrypto's own default for HMAC is the block size of the hash.
+const HMAC = { name: 'HMAC', hash: 'SHA-256', length: 256 } as const;
 
 function gcm(iv: Bytes, aad: Bytes): AesGcmParams {
   // Another length is hashed into a counter first, which loses the guarantee that IVs which differ stay apart.
   if (iv.length !== IV_BYTES) throw new UsageError('invalid_option', 'An IV has 12 bytes.');
   return { name: 'AES-GCM', iv, additionalData: aad, tagLength: TAG_BYTES * 8 };
-}
-
-/** Ciphertext and 16-byte tag. `iv` has 12 bytes and MUST NOT be used twice with `key`. */
-export async function gcmEncrypt(subtle: SubtleCrypto, key: CryptoKey, iv: Bytes, aad: Bytes, plaintext: Bytes): Promise<Bytes> {
-  return new Uint8Array(await subtle.encrypt(gcm(iv, aad), key, plaintext));
-}
-
-/** The plaintext, or throws: none of it comes out before the 16-byte tag at the end of `encrypted` is verified. */
-export async function gcmDecrypt(subtle: SubtleCrypto, key: CryptoKey, iv: Bytes, aad: Bytes, encrypted: Bytes): Promise<Bytes> {
-  return new Uint8Array(await subtle.decrypt(gcm(iv, aad), key, encrypted));
 }
 
 /** HKDF-SHA-256 with an empty salt, told apart by `label`. */
@@ -52,4 +39,36 @@ export async function pbkdf2(subtle: SubtleCrypto, password: Bytes, salt: Bytes,
   const base = await subtle.importKey('raw', password, 'PBKDF2', false, ['deriveBits']);
   const parameters = { name: 'PBKDF2', hash: 'SHA-256', salt, iterations };
   return new Uint8Array(await subtle.deriveBits(parameters, base, DERIVED_BYTES * 8));
+}
+
+/** {@link VaultPrimitives} on a WebCrypto. A key is a `CryptoKey` that cannot be exported. */
+export function webCryptoVaultPrimitives({ subtle }: Crypto): VaultPrimitives {
+  return {
+    async sha256(data: Bytes): Promise<Bytes> {
+      return new Uint8Array(await subtle.digest('SHA-256', data));
+    },
+    async importAesKey(key: Bytes): Promise<VaultKey> {
+      if (key.length !== AES_KEY_BYTES) throw new UsageError('invalid_option', 'A key encryption key has 32 bytes.');
+      return subtle.importKey('raw', key, 'AES-GCM', false, ['encrypt', 'decrypt']);
+    },
+    async deriveKeys(secret: Bytes, encryptionLabel: Bytes, commitmentLabel: Bytes): Promise<VaultKeys> {
+      const base = await subtle.importKey('raw', secret, 'HKDF', false, ['deriveKey']);
+      const [encryption, commitment] = await Promise.all([
+        subtle.deriveKey(hkdf(encryptionLabel), base, AES, false, ['encrypt', 'decrypt']),
+        subtle.deriveKey(hkdf(commitmentLabel), base, HMAC, false, ['sign']),
+      ]);
+      return { encryption, commitment };
+    },
+    async hmac(key: VaultKey, data: Bytes): Promise<Bytes> {
+      return new Uint8Array(await subtle.sign('HMAC', key as CryptoKey, data));
+    },
+    async encrypt(key: VaultKey, iv: Bytes, aad: Bytes, plaintext: Bytes): Promise<VaultCiphertext> {
+      const encrypted = new Uint8Array(await subtle.encrypt(gcm(iv, aad), key as CryptoKey, plaintext));
+      const tagAt = encrypted.length - TAG_BYTES;
+      return { ciphertext: encrypted.subarray(0, tagAt), tag: encrypted.subarray(tagAt) };
+    },
+    async decrypt(key: VaultKey, iv: Bytes, aad: Bytes, encrypted: Bytes): Promise<Bytes> {
+      return new Uint8Array(await subtle.decrypt(gcm(iv, aad), key as CryptoKey, encrypted));
+    },
+  };
 }

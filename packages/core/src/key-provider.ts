@@ -6,10 +6,10 @@
  *
  * @see docs/spec/vault.md
  */
-import { AES_KEY_BYTES as KEY_BYTES, gcmDecrypt, gcmEncrypt, hkdf, hkdfBytes, importAesKey, IV_BYTES, pbkdf2, TAG_BYTES } from './algorithms.ts';
+import { AES_KEY_BYTES as KEY_BYTES, hkdf, hkdfBytes, IV_BYTES, pbkdf2, TAG_BYTES, webCryptoVaultPrimitives } from './algorithms.ts';
 import { concat, equalBytes, u32, utf8 } from './bytes.ts';
 import { RejectedError, UnavailableError, UsageError } from './errors.ts';
-import type { Bytes, KeyProvider, Random, WrappedKey } from './seams.ts';
+import type { Bytes, KeyProvider, Random, VaultKey, VaultPrimitives, WrappedKey } from './seams.ts';
 import { webCryptoRandom } from './system.ts';
 
 /** Iterations of PBKDF2 below which nothing is written or read. */
@@ -43,7 +43,19 @@ export function isNonEmptyText(value: unknown): value is string {
 
 /** Each field preceded by its length (u32, big-endian): different lists of fields never give the same bytes. */
 export function lengthPrefixed(...fields: readonly Uint8Array[]): Bytes {
-  return concat(...fields.flatMap((field) => [u32(field.length), field]));
+  let length = 0;
+  for (const field of fields) length += 4 + field.length;
+  const joined = new Uint8Array(length);
+  let at = 0;
+  for (const field of fields) {
+    joined[at] = field.length >>> 24;
+    joined[at + 1] = field.length >>> 16;
+    joined[at + 2] = field.length >>> 8;
+    joined[at + 3] = field.length;
+    joined.set(field, at + 4);
+    at += 4 + field.length;
+  }
+  return joined;
 }
 
 /** The one answer to everything that does not open. It carries neither cause nor detail, so that nothing can be told apart. */
@@ -58,8 +70,7 @@ export function drawBytes(random: Random, lengthBytes: number): Bytes {
   return bytes;
 }
 
-function gcmKeyProvider(crypto: Crypto, random: Random, kekId: string, key: CryptoKey, prefix: Bytes): KeyProvider {
-  const { subtle } = crypto;
+function gcmKeyProvider(primitives: VaultPrimitives, random: Random, kekId: string, key: VaultKey, prefix: Bytes): KeyProvider {
   const head = concat(prefix, WRAP_HEADER);
   const kekIdBytes = utf8(kekId);
   const aad = (context: Bytes): Bytes => lengthPrefixed(WRAP_HEADER, kekIdBytes, prefix, context);
@@ -67,13 +78,15 @@ function gcmKeyProvider(crypto: Crypto, random: Random, kekId: string, key: Cryp
     async wrap(dek: Bytes, context: Bytes): Promise<WrappedKey> {
       if (dek.length !== KEY_BYTES) throw new UsageError('invalid_option', 'Only keys of 32 bytes are wrapped.');
       const iv = drawBytes(random, IV_BYTES);
-      return { kekId, bytes: concat(head, iv, await gcmEncrypt(subtle, key, iv, aad(context), dek)) };
+      const { ciphertext, tag } = await primitives.encrypt(key, iv, aad(context), dek);
+      return { kekId, bytes: concat(head, iv, ciphertext, tag) };
     },
     async unwrap(wrapped: WrappedKey, context: Bytes): Promise<Bytes> {
       try {
         const ivAt = head.length;
         const encryptedAt = ivAt + IV_BYTES;
-        const bytes = wrapped.bytes.slice();
+        // Not copied: the head is the same for all, and the rest is authenticated as it is read.
+        const { bytes } = wrapped;
         if (
           wrapped.kekId !== kekId ||
           bytes.length !== encryptedAt + KEY_BYTES + TAG_BYTES ||
@@ -82,7 +95,7 @@ function gcmKeyProvider(crypto: Crypto, random: Random, kekId: string, key: Cryp
           throw vaultOpenFailed();
         }
         const iv = bytes.subarray(ivAt, encryptedAt);
-        return await gcmDecrypt(subtle, key, iv, aad(context), bytes.subarray(encryptedAt));
+        return await primitives.decrypt(key, iv, aad(context), bytes.subarray(encryptedAt));
       } catch {
         throw vaultOpenFailed();
       }
@@ -101,6 +114,8 @@ export interface AesKeyProviderOptions {
   readonly key: Bytes;
   readonly crypto?: Crypto;
   readonly random?: Random;
+  /** What it computes on; by default `crypto`. */
+  readonly primitives?: VaultPrimitives;
 }
 
 /**
@@ -113,8 +128,9 @@ export interface AesKeyProviderOptions {
 export async function aesKeyProvider(options: AesKeyProviderOptions): Promise<KeyProvider> {
   const { kekId, key, crypto = globalThis.crypto } = options;
   checkKekId(kekId);
-  const imported = await importAesKey(crypto.subtle, key);
-  return gcmKeyProvider(crypto, options.random ?? webCryptoRandom(crypto), kekId, imported, NO_PREFIX);
+  const primitives = options.primitives ?? webCryptoVaultPrimitives(crypto);
+  const imported = await primitives.importAesKey(key);
+  return gcmKeyProvider(primitives, options.random ?? webCryptoRandom(crypto), kekId, imported, NO_PREFIX);
 }
 
 let deriving = false;
@@ -184,7 +200,8 @@ function newParameters(random: Random, iterations: number): PassphraseParameters
 }
 
 function readParameters(given: Bytes): PassphraseParameters {
-  const header = given.slice(0, SALT_AT + MAX_SALT_BYTES + CHECK_BYTES);
+  // A copy, also of a Node `Buffer`: it is checked now, and used after the derivation.
+  const header = new Uint8Array(given.subarray(0, SALT_AT + MAX_SALT_BYTES + CHECK_BYTES));
   const saltLength = header[SALT_LENGTH_AT] ?? 0;
   const saltEnd = SALT_AT + saltLength;
   if (
@@ -251,7 +268,7 @@ export async function passphraseKey(passphrase: string, options: PassphraseKeyOp
   if (parameters.check !== null && !equalBytes(parameters.check, check)) throw vaultOpenFailed();
   const header = concat(parameters.bytes, check);
   return {
-    keyProvider: gcmKeyProvider(crypto, random, kekId, key, header),
+    keyProvider: gcmKeyProvider(webCryptoVaultPrimitives(crypto), random, kekId, key, header),
     header: header.slice(),
     iterations: parameters.iterations,
     belowDefault: parameters.iterations < DEFAULT_PBKDF2_ITERATIONS,

@@ -60,7 +60,8 @@ export async function nobleSigningKey(privateKey: Bytes): Promise<SigningKey> {
   if (privateKey.length !== SCALAR_BYTES || !p256.utils.isValidSecretKey(privateKey)) {
     throw new UsageError('invalid_option', 'A P-256 private key has 32 bytes, and is neither zero nor too great.');
   }
-  const secret = privateKey.slice();
+  // Not `slice`, which of a Node `Buffer` is no copy.
+  const secret = new Uint8Array(privateKey);
   const point = p256.getPublicKey(secret, false);
   const x = toBase64Url(point.subarray(1, 1 + SCALAR_BYTES));
   const y = toBase64Url(point.subarray(1 + SCALAR_BYTES));

@@ -7,11 +7,11 @@
  *
  * @see docs/spec/vault.md for the exact bytes
  */
-import { gcmDecrypt, gcmEncrypt, hkdf, IV_BYTES, TAG_BYTES } from './algorithms.ts';
-import { concat, u32, utf8 } from './bytes.ts';
-import { isUnavailable, UsageError } from './errors.ts';
+import { IV_BYTES, TAG_BYTES, webCryptoVaultPrimitives } from './algorithms.ts';
+import { concat, equalBytes, u32, utf8 } from './bytes.ts';
+import { isUnavailable, UnavailableError, UsageError } from './errors.ts';
 import { drawBytes, isNonEmptyText, lengthPrefixed, vaultOpenFailed } from './key-provider.ts';
-import type { Bytes, KeyProvider, Random } from './seams.ts';
+import type { Bytes, KeyProvider, Random, VaultPrimitives } from './seams.ts';
 import { webCryptoRandom } from './system.ts';
 
 export * from './key-provider.ts';
@@ -26,6 +26,7 @@ const DEK_ID_BYTES = 16;
 const IV_AT = 21;
 const COMMITMENT_AT = 33;
 const CIPHERTEXT_AT = 65;
+const FRESH_BYTES = DEK_BYTES + DEK_ID_BYTES + IV_BYTES;
 
 const ENCRYPTION_LABEL: Bytes = /* @__PURE__ */ utf8('kg-vault-enc-v1');
 const COMMITMENT_LABEL: Bytes = /* @__PURE__ */ utf8('kg-vault-com-v1');
@@ -56,11 +57,15 @@ export interface SealOptions {
   readonly keyProvider: KeyProvider;
   readonly crypto?: Crypto;
   readonly random?: Random;
+  /** What it computes on; by default `crypto`. */
+  readonly primitives?: VaultPrimitives;
 }
 
 export interface OpenOptions {
   readonly keyProvider: KeyProvider;
   readonly crypto?: Crypto;
+  /** What it computes on; by default `crypto`. */
+  readonly primitives?: VaultPrimitives;
 }
 
 export interface RewrapOptions {
@@ -79,7 +84,8 @@ function checkPlace(place: VaultPlace): void {
   }
 }
 
-function placeFields(place: VaultPlace, dekId: Bytes): Bytes[] {
+/** In what the AAD of the value and the context of its DEK both end. */
+function placeFields(place: VaultPlace, dekId: Bytes): readonly Bytes[] {
   const version = concat(u32(Math.floor(place.version / 2 ** 32)), u32(place.version));
   return [
     utf8(place.deploymentId),
@@ -92,35 +98,8 @@ function placeFields(place: VaultPlace, dekId: Bytes): Bytes[] {
   ];
 }
 
-function valueAad(place: VaultPlace, dekId: Bytes): Bytes {
-  return lengthPrefixed(FORMAT, ALGORITHM, ...placeFields(place, dekId));
-}
-
-function dekContext(place: VaultPlace, dekId: Bytes): Bytes {
-  return lengthPrefixed(DEK_LABEL, ...placeFields(place, dekId));
-}
-
-interface ValueKeys {
-  readonly encryption: CryptoKey;
-  readonly commitment: CryptoKey;
-}
-
-async function deriveKeys(
-  subtle: SubtleCrypto,
-  dek: Bytes,
-  encryptionUse: 'encrypt' | 'decrypt',
-  commitmentUse: 'sign' | 'verify',
-): Promise<ValueKeys> {
-  const base = await subtle.importKey('raw', dek, 'HKDF', false, ['deriveKey']);
-  const aes = { name: 'AES-GCM', length: 256 };
-  // The length must be said: WebCrypto's own default for HMAC is the block size of the hash.
-  const hmac = { name: 'HMAC', hash: 'SHA-256', length: 256 };
-  const [encryption, commitment] = await Promise.all([
-    subtle.deriveKey(hkdf(ENCRYPTION_LABEL), base, aes, false, [encryptionUse]),
-    subtle.deriveKey(hkdf(COMMITMENT_LABEL), base, hmac, false, [commitmentUse]),
-  ]);
-  return { encryption, commitment };
-}
+const valueAad = (fields: readonly Bytes[]): Bytes => lengthPrefixed(FORMAT, ALGORITHM, ...fields);
+const dekContext = (fields: readonly Bytes[]): Bytes => lengthPrefixed(DEK_LABEL, ...fields);
 
 /**
  * Encrypts `plaintext` under a fresh key, so that it opens at `place` and nowhere else.
@@ -129,37 +108,46 @@ async function deriveKeys(
  *   afterwards is the caller's
  * @param place trusted
  * @throws UsageError `invalid_option` for a place with an empty or ill-formed part
- * @throws UnavailableError as the key provider throws it
+ * @throws UnavailableError as the key provider throws it, and where the primitives answer with what is no ciphertext
  */
 export async function seal(plaintext: Bytes, place: VaultPlace, options: SealOptions): Promise<SealedValue> {
   checkPlace(place);
   const { keyProvider, crypto = globalThis.crypto } = options;
-  const { subtle } = crypto;
-  const random = options.random ?? webCryptoRandom(crypto);
-  const dek = drawBytes(random, DEK_BYTES);
+  const primitives = options.primitives ?? webCryptoVaultPrimitives(crypto);
+  const fresh = drawBytes(options.random ?? webCryptoRandom(crypto), FRESH_BYTES);
+  const dek = new Uint8Array(fresh.subarray(0, DEK_BYTES));
+  const header = concat(FORMAT, ALGORITHM, fresh.subarray(DEK_BYTES));
+  fresh.fill(0);
   try {
-    const dekId = drawBytes(random, DEK_ID_BYTES);
-    const header = concat(FORMAT, ALGORITHM, dekId, drawBytes(random, IV_BYTES));
-    const aad = valueAad(place, dekId);
-    const [wrapped, keys, aadHash] = await Promise.all([
-      keyProvider.wrap(dek, dekContext(place, dekId)),
-      deriveKeys(subtle, dek, 'encrypt', 'sign'),
-      subtle.digest('SHA-256', aad),
+    const fields = placeFields(place, dekIdOf(header));
+    const aad = valueAad(fields);
+    const [keys, aadHash, wrapped] = await Promise.all([
+      primitives.deriveKeys(dek, ENCRYPTION_LABEL, COMMITMENT_LABEL),
+      primitives.sha256(aad),
+      keyProvider.wrap(dek, dekContext(fields)),
     ]);
-    const [commitment, encrypted] = await Promise.all([
-      subtle.sign('HMAC', keys.commitment, concat(header, new Uint8Array(aadHash))),
-      gcmEncrypt(subtle, keys.encryption, header.slice(IV_AT), aad, plaintext),
+    const [commitment, { ciphertext, tag }] = await Promise.all([
+      primitives.hmac(keys.commitment, concat(header, aadHash)),
+      primitives.encrypt(keys.encryption, header.slice(IV_AT), aad, plaintext),
     ]);
-    const ciphertext = concat(header, new Uint8Array(commitment), encrypted);
-    return { ciphertext, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
+    const envelope = concat(header, commitment, ciphertext, tag);
+    if (envelope.length !== CIPHERTEXT_AT + plaintext.length + TAG_BYTES) {
+      throw new UnavailableError('vault_primitives', 'The primitives of the vault gave another number of bytes.');
+    }
+    return { ciphertext: envelope, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
   } finally {
     dek.fill(0);
   }
 }
 
-// A copy: what was checked must be what is used, whatever the owner of the array does in the meantime.
+// A copy: what was checked must be what is used, whatever the owner of the array does in the meantime. `slice` of a Node `Buffer`
+// is none.
+function copyOf(bytes: Bytes, from: number, to: number): Bytes {
+  return new Uint8Array(bytes.subarray(from, to));
+}
+
 function readHeader(ciphertext: Bytes): Bytes {
-  const header = ciphertext.slice(0, COMMITMENT_AT);
+  const header = copyOf(ciphertext, 0, COMMITMENT_AT);
   const isFormat = FORMAT.every((byte, i) => header[i] === byte) && header[FORMAT.length] === ALGORITHM[0];
   if (!isFormat || ciphertext.length < CIPHERTEXT_AT + TAG_BYTES) throw vaultOpenFailed();
   return header;
@@ -169,8 +157,8 @@ function dekIdOf(header: Bytes): Bytes {
   return header.slice(DEK_ID_AT, DEK_ID_AT + DEK_ID_BYTES);
 }
 
-async function unwrapDek(from: KeyProvider, sealed: SealedValue, place: VaultPlace, dekId: Bytes): Promise<Bytes> {
-  const dek = await from.unwrap({ kekId: sealed.kekId, bytes: sealed.wrappedDek }, dekContext(place, dekId));
+async function unwrapDek(from: KeyProvider, sealed: SealedValue, fields: readonly Bytes[]): Promise<Bytes> {
+  const dek = await from.unwrap({ kekId: sealed.kekId, bytes: sealed.wrappedDek }, dekContext(fields));
   if (dek.length !== DEK_BYTES) throw vaultOpenFailed();
   return dek;
 }
@@ -197,21 +185,22 @@ export async function open(sealed: SealedValue, place: VaultPlace, options: Open
   return opaquely(async () => {
     checkPlace(place);
     const { keyProvider, crypto = globalThis.crypto } = options;
-    const { subtle } = crypto;
+    const primitives = options.primitives ?? webCryptoVaultPrimitives(crypto);
     const header = readHeader(sealed.ciphertext);
-    const commitment = sealed.ciphertext.slice(COMMITMENT_AT, CIPHERTEXT_AT);
+    const commitment = copyOf(sealed.ciphertext, COMMITMENT_AT, CIPHERTEXT_AT);
     const encrypted = sealed.ciphertext.subarray(CIPHERTEXT_AT);
-    const aad = valueAad(place, dekIdOf(header));
-    const dek = await unwrapDek(keyProvider, sealed, place, dekIdOf(header));
+    const fields = placeFields(place, dekIdOf(header));
+    const aad = valueAad(fields);
+    const dek = await unwrapDek(keyProvider, sealed, fields);
     try {
       const [keys, aadHash] = await Promise.all([
-        deriveKeys(subtle, dek, 'decrypt', 'verify'),
-        subtle.digest('SHA-256', aad),
+        primitives.deriveKeys(dek, ENCRYPTION_LABEL, COMMITMENT_LABEL),
+        primitives.sha256(aad),
       ]);
-      const committed = concat(header, new Uint8Array(aadHash));
-      // GCM does not commit to its key: one ciphertext can be made to open under two. `verify` compares in constant time.
-      if (!(await subtle.verify('HMAC', keys.commitment, commitment, committed))) throw vaultOpenFailed();
-      return await gcmDecrypt(subtle, keys.encryption, header.slice(IV_AT), aad, encrypted);
+      const expected = await primitives.hmac(keys.commitment, concat(header, aadHash));
+      // GCM does not commit to its key: one ciphertext can be made to open under two.
+      if (!equalBytes(expected, commitment)) throw vaultOpenFailed();
+      return await primitives.decrypt(keys.encryption, header.slice(IV_AT), aad, encrypted);
     } finally {
       dek.fill(0);
     }
@@ -229,13 +218,13 @@ export async function open(sealed: SealedValue, place: VaultPlace, options: Open
  */
 export async function rewrap(sealed: SealedValue, place: VaultPlace, options: RewrapOptions): Promise<SealedValue> {
   const { from, to } = options;
-  const [dek, dekId] = await opaquely(async () => {
+  const [dek, fields] = await opaquely(async () => {
     checkPlace(place);
-    const id = dekIdOf(readHeader(sealed.ciphertext));
-    return [await unwrapDek(from, sealed, place, id), id] as const;
+    const parts = placeFields(place, dekIdOf(readHeader(sealed.ciphertext)));
+    return [await unwrapDek(from, sealed, parts), parts] as const;
   });
   try {
-    const wrapped = await to.wrap(dek, dekContext(place, dekId));
+    const wrapped = await to.wrap(dek, dekContext(fields));
     return { ciphertext: sealed.ciphertext, wrappedDek: wrapped.bytes, kekId: wrapped.kekId };
   } finally {
     dek.fill(0);

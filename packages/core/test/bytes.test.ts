@@ -4,6 +4,21 @@ import { concat, equalBytes, fromBase64, fromBase64Url, fromUtf8, toBase64, toBa
 
 const bytes = fc.uint8Array({ maxLength: 200 }) as fc.Arbitrary<Uint8Array<ArrayBuffer>>;
 
+describe('UTF-8', () => {
+  it('is what Node writes for any text, short or long, and read back', () => {
+    const unit = fc.oneof({ weight: 20, arbitrary: fc.constantFrom(...'ABCabc019 \0\x7f'.split('')) }, { weight: 1, arbitrary: fc.constantFrom('\x80', 'é', '€', '\ufeff', '\u{1f511}') });
+    fc.assert(
+      fc.property(fc.string({ unit, maxLength: 90 }), (text) => {
+        expect(utf8(text)).toEqual(new Uint8Array(Buffer.from(text)));
+        expect(fromUtf8(utf8(text))).toBe(text);
+      }),
+      { numRuns: 2000 },
+    );
+    for (const length of [0, 63, 64, 65]) expect(utf8('a'.repeat(length))).toEqual(new Uint8Array(length).fill(97));
+    expect(utf8(`${'a'.repeat(63)}\ud800`)).toEqual(utf8(`${'a'.repeat(63)}\ufffd`));
+  });
+});
+
 describe('base64 and base64url', () => {
   it('write what Node writes and read it back', () => {
     fc.assert(

@@ -39,13 +39,14 @@ describe('nobleSigningKey', () => {
   });
 
   it('keeps its own copy of the key, and shows it nowhere', async () => {
-    const bytes = generateNobleKey(random);
-    const key = await nobleSigningKey(bytes);
-    bytes.fill(0);
-    const signature = await key.sign(utf8('data'));
-    const primitives = webCryptoPrimitives();
-    expect(await primitives.verify(await primitives.importPublicKey(key.publicKey), utf8('data'), signature)).toBe(true);
-    expect(Object.keys(key).toSorted()).toEqual(['keyId', 'publicKey', 'sign']);
+    for (const bytes of [generateNobleKey(random), Buffer.from(generateNobleKey(random))]) {
+      const key = await nobleSigningKey(bytes);
+      bytes.fill(0);
+      const signature = await key.sign(utf8('data'));
+      const primitives = webCryptoPrimitives();
+      expect(await primitives.verify(await primitives.importPublicKey(key.publicKey), utf8('data'), signature)).toBe(true);
+      expect(Object.keys(key).toSorted()).toEqual(['keyId', 'publicKey', 'sign']);
+    }
   });
 
   it.each([

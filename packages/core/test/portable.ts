@@ -10,7 +10,7 @@ import { fromBase64, fromBase64Url, toBase64, toBase64Url, utf8 } from '@keyguar
 import { rotationProofText, signatureBase, type CoveredHeader, type SignatureTag } from '@keyguard/core/canonical';
 import { fingerprintDigest, type HmacSha256 } from '@keyguard/core/fingerprint';
 import { importKeyPair, parsePublicJwk, signingKey, thumbprint } from '@keyguard/core/keys';
-import type { AuditMacKey, AuditRecord, Bytes, Primitives, Random, SigningKey } from '@keyguard/core/seams';
+import type { AuditMacKey, AuditRecord, Bytes, Primitives, Random, SigningKey, VaultPrimitives } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
 import { webCryptoRandom } from '@keyguard/core/system';
 import { aesKeyProvider, open, passphraseKey, rewrap, seal, type SealedValue, type VaultPlace } from '@keyguard/core/vault';
@@ -51,7 +51,7 @@ export function portableSuite(name: string, platform: Platform): void {
     if (platform.hmac !== null) fingerprintsOn(platform.hmac);
     if (platform.crypto !== null) {
       keys(platform.primitives, platform.crypto);
-      vault(platform.crypto);
+      vault({ crypto: platform.crypto });
       audit(platform.crypto);
     }
   });
@@ -238,18 +238,24 @@ interface PassphraseVector extends Record<'passphrase' | 'kekId' | 'context' | '
   readonly iterations?: number;
 }
 
-function vault(crypto: Crypto): void {
+/** The vault on other primitives than those of a platform's WebCrypto. */
+export function portableVaultSuite(name: string, primitives: VaultPrimitives): void {
+  describe(`the vault on ${name}`, () => vault({ primitives }));
+}
+
+function vault(on: { readonly crypto?: Crypto; readonly primitives?: VaultPrimitives }): void {
   const [openGroup, passphraseGroup] = vaultVectors.testGroups as unknown as [
     { kekId: string; kek: string; tests: OpenVector[] },
     { tests: PassphraseVector[] },
   ];
+  const crypto = on.crypto === undefined ? {} : { crypto: on.crypto };
   const place: VaultPlace = { deploymentId: 'd', table: 't', row: 'r', column: 'c', version: 1, purpose: 'p' };
 
   it('opens every envelope on record that is one, and no other', async () => {
-    const keyProvider = await aesKeyProvider({ kekId: openGroup.kekId, key: fromHex(openGroup.kek), crypto });
+    const keyProvider = await aesKeyProvider({ kekId: openGroup.kekId, key: fromHex(openGroup.kek), ...on });
     for (const { tcId, result, plaintext, ...v } of openGroup.tests) {
       const sealed = { ciphertext: fromHex(v.ciphertext), wrappedDek: fromHex(v.wrappedDek), kekId: v.kekId };
-      const opened = open(sealed, v.place, { keyProvider, crypto });
+      const opened = open(sealed, v.place, { keyProvider, ...on });
       if (result === 'valid') expect(toHex(await opened), `tcId ${tcId}`).toBe(plaintext);
       else await expect(opened, `tcId ${tcId}`).rejects.toMatchObject(doesNotOpen);
     }
@@ -260,7 +266,7 @@ function vault(crypto: Crypto): void {
     expect(judged.length).toBeGreaterThan(15);
     for (const { tcId, passphrase, kekId, wrapped, context, key, result } of judged) {
       const unwrap = async (): Promise<Bytes> => {
-        const derived = await passphraseKey(passphrase, { kekId, header: fromHex(wrapped), crypto });
+        const derived = await passphraseKey(passphrase, { kekId, header: fromHex(wrapped), ...crypto });
         return derived.keyProvider.unwrap({ kekId: 'root-1', bytes: fromHex(wrapped) }, fromHex(context));
       };
       if (result === 'valid') expect(toHex(await unwrap()), `tcId ${tcId}`).toBe(key);
@@ -269,15 +275,15 @@ function vault(crypto: Crypto): void {
   }, 60_000);
 
   it('seals what opens again at its place and nowhere else, also after its key was wrapped anew', async () => {
-    const random = webCryptoRandom(crypto);
-    const from = await aesKeyProvider({ kekId: 'k1', key: random.bytes(32), crypto });
-    const to = await aesKeyProvider({ kekId: 'k2', key: random.bytes(32), crypto });
+    const random = webCryptoRandom(on.crypto);
+    const from = await aesKeyProvider({ kekId: 'k1', key: random.bytes(32), ...on });
+    const to = await aesKeyProvider({ kekId: 'k2', key: random.bytes(32), ...on });
     for (const length of [0, 1, 16, 1000, 70_000]) {
       const plaintext = new Uint8Array(length).fill(length & 255);
-      const sealed = await seal(plaintext, place, { keyProvider: from, crypto });
-      expect(toHex(await open(sealed, place, { keyProvider: from, crypto }))).toBe(toHex(plaintext));
+      const sealed = await seal(plaintext, place, { keyProvider: from, ...on });
+      expect(toHex(await open(sealed, place, { keyProvider: from, ...on }))).toBe(toHex(plaintext));
       const moved = await rewrap(sealed, place, { from, to });
-      expect(toHex(await open(moved, place, { keyProvider: to, crypto }))).toBe(toHex(plaintext));
+      expect(toHex(await open(moved, place, { keyProvider: to, ...on }))).toBe(toHex(plaintext));
       const changed: [SealedValue, VaultPlace][] = [
         [sealed, { ...place, row: 's' }],
         [sealed, { ...place, version: 2 }],
@@ -286,7 +292,7 @@ function vault(crypto: Crypto): void {
         [{ ...sealed, ciphertext: sealed.ciphertext.slice(0, -4) }, place],
       ];
       for (const [value, where] of changed) {
-        await expect(open(value, where, { keyProvider: from, crypto })).rejects.toMatchObject(doesNotOpen);
+        await expect(open(value, where, { keyProvider: from, ...on })).rejects.toMatchObject(doesNotOpen);
       }
     }
   });

@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
+import { webCryptoVaultPrimitives } from '../src/algorithms.ts';
 import { isRejected, type RejectedError, UnavailableError } from '../src/errors.ts';
-import type { Bytes, KeyProvider, Random } from '../src/seams.ts';
+import type { Bytes, KeyProvider, Random, VaultPrimitives } from '../src/seams.ts';
 import { aesKeyProvider, open, passphraseKey, rewrap, seal } from '../src/vault.ts';
 import type { SealedValue, VaultPlace } from '../src/vault.ts';
 import * as judge from './vault-judge.ts';
@@ -106,7 +107,7 @@ describe('vectors', () => {
     });
     const sealed = await seal(fromHex(v.plaintext), v.place, {
       keyProvider: provider,
-      random: fixedRandom(fromHex(v.dek!), fromHex(v.dekId!), fromHex(v.iv)),
+      random: fixedRandom(fromHex(v.dek! + v.dekId! + v.iv)),
     });
     expect(toHex(sealed.ciphertext)).toBe(v.ciphertext);
     expect(toHex(sealed.wrappedDek)).toBe(v.wrappedDek);
@@ -242,7 +243,7 @@ describe('seal and open', () => {
     });
     const crypto = { subtle: watched } as unknown as Crypto;
     await expectOpaque(open({ ...sealed, ciphertext: flipped(sealed.ciphertext, 40 * 8) }, place, { keyProvider, crypto }));
-    expect(calls).toContain('verify');
+    expect(calls).toContain('sign');
     expect(calls).not.toContain('decrypt');
     await open(sealed, place, { keyProvider, crypto });
     expect(calls).toContain('decrypt');
@@ -263,6 +264,116 @@ describe('seal and open', () => {
     const plaintext = random(1_048_576);
     const sealed = await seal(plaintext, place, { keyProvider });
     expect(Buffer.compare(await open(sealed, place, { keyProvider }), plaintext)).toBe(0);
+  });
+
+  // What WebCrypto answers with has no room in front for header and commitment: one copy of it is what sealing takes, and opening none.
+  test('64 MiB go in and out in one call, and are copied once', async () => {
+    const lengthBytes = 67_108_864;
+    const plaintext = new Uint8Array(lengthBytes).fill(7);
+    const handed: Bytes[] = [];
+    const answered: ArrayBuffer[] = [];
+    const { subtle } = globalThis.crypto;
+    const crypto = {
+      getRandomValues: globalThis.crypto.getRandomValues.bind(globalThis.crypto),
+      subtle: new Proxy(subtle, {
+        get: (target, name: keyof SubtleCrypto) => {
+          const method = (target[name] as (...args: unknown[]) => Promise<unknown>).bind(target);
+          if (name !== 'encrypt' && name !== 'decrypt') return method;
+          return async (...args: unknown[]) => {
+            const answer = (await method(...args)) as ArrayBuffer;
+            handed.push(args[2] as Bytes);
+            answered.push(answer);
+            return answer;
+          };
+        },
+      }),
+    } as unknown as Crypto;
+
+    // Every way to a new array: a constructor that is not given a buffer to look at, and the methods that copy.
+    let allocatedBytes = 0;
+    const Original = globalThis.Uint8Array;
+    const slice = vi.spyOn(Original.prototype, 'slice').mockImplementation(function (this: Bytes, ...range) {
+      const copy = new Original(this.subarray(...range));
+      allocatedBytes += copy.length;
+      return copy;
+    });
+    vi.stubGlobal('Uint8Array', new Proxy(Original, {
+      construct: (target, args: [number], newTarget) => {
+        const made = Reflect.construct(target, args, newTarget) as Bytes;
+        if (!((args[0] as unknown) instanceof ArrayBuffer)) allocatedBytes += made.length;
+        return made;
+      },
+    }));
+    try {
+      const sealed = await seal(plaintext, place, { keyProvider, crypto });
+      expect(allocatedBytes / lengthBytes).toBeGreaterThanOrEqual(1);
+      expect(allocatedBytes / lengthBytes).toBeLessThan(1.01);
+      expect(sealed.ciphertext.buffer.byteLength).toBe(lengthBytes + 81);
+      expect(handed[0]).toBe(plaintext);
+
+      allocatedBytes = 0;
+      const opened = await open(sealed, place, { keyProvider, crypto });
+      expect(allocatedBytes).toBeLessThan(10_000);
+      expect(handed[1]!.buffer).toBe(sealed.ciphertext.buffer);
+      expect(opened.buffer).toBe(answered[1]);
+      expect(Buffer.compare(opened, plaintext)).toBe(0);
+    } finally {
+      slice.mockRestore();
+      vi.unstubAllGlobals();
+    }
+  }, 60_000);
+
+  test('a generator that answers with pieces of a pool leaves no key of zeros, and nothing in the pool', async () => {
+    const pool = Buffer.concat([random(100), random(60), random(100)]);
+    const drawn = pool.subarray(100, 160);
+    const dek = toHex(drawn.subarray(0, 32));
+    const seen: string[] = [];
+    const spying: KeyProvider = {
+      ...keyProvider,
+      wrap: (given, context) => {
+        seen.push(toHex(given));
+        return keyProvider.wrap(given, context);
+      },
+    };
+    const sealed = await seal(text('x'), place, { keyProvider: spying, random: { bytes: () => drawn } });
+    expect(seen).toEqual([dek]);
+    expect(toHex(drawn)).toBe('00'.repeat(60));
+    expect(await open(sealed, place, { keyProvider })).toEqual(text('x'));
+  });
+
+  test('what is done to the array of an envelope while it is opened changes nothing of what was read, also where it is a Buffer', async () => {
+    const sealed = await seal(text('abc'), place, { keyProvider });
+    for (const ciphertext of [new Uint8Array(sealed.ciphertext), Buffer.from(sealed.ciphertext)]) {
+      const overwriting: KeyProvider = {
+        ...keyProvider,
+        unwrap: (key, context) => {
+          ciphertext.fill(0, 0, 65);
+          return keyProvider.unwrap(key, context);
+        },
+      };
+      expect(await open({ ...sealed, ciphertext }, place, { keyProvider: overwriting })).toEqual(text('abc'));
+    }
+    const wrappedDek = Buffer.from(sealed.wrappedDek);
+    const unwrapping = keyProvider.unwrap({ kekId: 'kek-1', bytes: wrappedDek }, Uint8Array.from(judge.dekContext(place, sealed.ciphertext.subarray(5, 21))));
+    wrappedDek.fill(0, 0, 17);
+    expect((await unwrapping).length).toBe(32);
+  });
+
+  test('primitives that answer with what is no ciphertext, tag or MAC are an outage, and nothing is sealed', async () => {
+    const good = webCryptoVaultPrimitives(globalThis.crypto);
+    const broken: Partial<VaultPrimitives>[] = [
+      { encrypt: async () => ({ ciphertext: new Uint8Array(2), tag: new Uint8Array(16) }) },
+      { encrypt: async () => ({ ciphertext: new Uint8Array(3), tag: new Uint8Array(12) }) },
+      { hmac: async () => new Uint8Array(31) },
+    ];
+    for (const part of broken) {
+      const primitives = { ...good, ...part };
+      await expect(seal(text('abc'), place, { keyProvider, primitives })).rejects.toMatchObject({ seam: 'vault_primitives' });
+    }
+    const sealed = await seal(text('abc'), place, { keyProvider, primitives: good });
+    for (const hmac of [async () => new Uint8Array(0), () => undefined as unknown as Bytes]) {
+      await expectOpaque(open(sealed, place, { keyProvider, primitives: { ...good, hmac } }));
+    }
   });
 
   test('what a database driver gives back (a view into a larger buffer) opens', async () => {
@@ -416,6 +527,14 @@ describe('passphraseKey', () => {
     expect(await read.keyProvider.unwrap(wrapped, text('kek-1'))).toEqual(key);
     await expectOpaque(read.keyProvider.unwrap(wrapped, text('kek-2')));
     await expectOpaque(passphraseKey('Zoe', { kekId: 'root', header: wrapped.bytes }));
+  });
+
+  test('what is done to the array of the header while it is derived from changes nothing, also where it is a Buffer', async () => {
+    const made = await passphraseKey('p', { kekId: 'root', iterations: floor });
+    const header = Buffer.from(made.header);
+    const deriving = passphraseKey('p', { kekId: 'root', header });
+    header.fill(0);
+    expect(toHex((await deriving).header)).toBe(toHex(made.header));
   });
 
   test('the default is 600,000 iterations and a fresh salt of 16 bytes', async () => {

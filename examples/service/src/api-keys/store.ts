@@ -9,6 +9,7 @@ import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { open, seal, type SealedValue, type VaultPlace } from '@keyguard/core/vault';
 import type { Page, PageRequest, SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import { fromBase64Url, toBase64Url } from '@keyguard/core/bytes';
 import type { AuditLog } from '../audit/log.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
@@ -111,6 +112,7 @@ function storedKey(row: MetadataRow): StoredApiKey {
 }
 
 export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock }: ApiKeysOptions): ApiKeys {
+  const primitives = nodeVaultPrimitives();
   // Project and provider are in the place too: a row that is moved to another project does not open there.
   const placeOf = (id: string, projectId: string, provider: string, version: number): VaultPlace => ({
     deploymentId: keys.deploymentId,
@@ -128,7 +130,7 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
       kekId: row.kek_id,
     };
     try {
-      return fromUtf8(await open(sealed, placeOf(row.id, row.project_id, row.provider, row.current_version), { keyProvider: keys.kek }));
+      return fromUtf8(await open(sealed, placeOf(row.id, row.project_id, row.provider, row.current_version), { keyProvider: keys.kek, primitives }));
     } catch (cause) {
       throw new UnavailableError('api_keys', 'A stored provider key does not open: it was changed behind our back.', { cause });
     }
@@ -137,7 +139,7 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
   /** Sealed before the transaction: on the embedded database everyone would wait for it. */
   async function sealNew(key: NewApiKey): Promise<{ readonly id: string; readonly sealed: SealedValue }> {
     const id = randomUUID();
-    const sealed = await seal(utf8(key.value), placeOf(id, DEFAULT_PROJECT_ID, key.provider, VERSION), { keyProvider: keys.kek });
+    const sealed = await seal(utf8(key.value), placeOf(id, DEFAULT_PROJECT_ID, key.provider, VERSION), { keyProvider: keys.kek, primitives });
     return { id, sealed };
   }
 

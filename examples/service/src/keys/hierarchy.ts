@@ -11,6 +11,7 @@ import type { AuditMacKey, Bytes, Clock, KeyProvider } from '@keyguard/core/seam
 import { systemClock } from '@keyguard/core/system';
 import { aesKeyProvider, lengthPrefixed } from '@keyguard/core/vault';
 import { nodeMacKey, type KeyRecord, type KeyRecords, type RowMacKey } from '@keyguard/storage-node/postgres';
+import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import type { RootKeyConfig } from '../config.ts';
 import { openRoot, type Root } from './root.ts';
 
@@ -116,7 +117,7 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
   ]);
   return {
     deploymentId,
-    kek: await aesKeyProvider({ kekId: kek.record.id, key: kek.key }),
+    kek: await aesKeyProvider({ kekId: kek.record.id, key: kek.key, primitives: nodeVaultPrimitives() }),
     auditMacKey: nodeMacKey({ keyId: auditMac.record.id, key: auditMac.key }),
     rowMacKey: nodeMacKey({ keyId: rowMac.record.id, key: rowMac.key }),
     hashToken: keyedHash(tokenHash.key),
