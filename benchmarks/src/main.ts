@@ -1,7 +1,6 @@
 /**
- * All benchmarks in one run: `pnpm bench`. `--quick` is a short run for CI, `--million` adds a million devices and nonces
- * (and to a short run a million audit entries),
- * `--write` writes RESULTS.md and results.svg, and `--only=sign,verify` runs some of the suites.
+ * All benchmarks in one run: `pnpm bench`. `--quick` is a short run for CI, `--million` adds a million devices and nonces (and to
+ * a short run a million audit entries), `--write` writes RESULTS.md and results.svg, and `--only=sign,verify` runs some of the suites.
  */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
