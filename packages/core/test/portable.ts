@@ -240,7 +240,9 @@ interface PassphraseVector extends Record<'passphrase' | 'kekId' | 'context' | '
 
 /** The vault on other primitives than those of a platform's WebCrypto. */
 export function portableVaultSuite(name: string, primitives: VaultPrimitives): void {
-  describe(`the vault on ${name}`, () => vault({ primitives }));
+  describe(`the vault on ${name}`, () => {
+    vault({ primitives });
+  });
 }
 
 function vault(on: { readonly crypto?: Crypto; readonly primitives?: VaultPrimitives }): void {
