@@ -106,6 +106,21 @@ describe('a handler behind the door', () => {
     expect(Object.isFrozen(verified)).toBe(true);
   });
 
+  it('is called for the RFC 9421 carriage where the policy takes it, and for no field that came twice', async () => {
+    const guarded = open({ carriage: 'rfc9421' }).guarded(() => new Response('in'));
+    const sign = createSigner({ key, clock, carriage: 'rfc9421' });
+    const message = { method: 'POST', authority: AUTHORITY, target: '/api/echo', headers: [], body: new Uint8Array(0) };
+    const sent = async (twice?: string): Promise<Request> => {
+      const fields = new Headers(await sign(message));
+      if (twice !== undefined) fields.append(twice, fields.get(twice)!);
+      return new Request(`${ORIGIN}/api/echo`, { method: 'POST', headers: fields });
+    };
+    expect((await guarded(await sent())).status).toBe(200);
+    for (const field of ['signature-input', 'signature', 'content-digest']) expect((await guarded(await sent(field))).status).toBe(400);
+    expect((await guarded(await signed())).status).toBe(400);
+    expect((await open().verify(await sent())).refusal?.status).toBe(400);
+  });
+
   it('is not called for a request that is unsigned, used, changed, or by a stranger', async () => {
     const handler = vi.fn(() => new Response('in'));
     const guarded = open().guarded(handler);
