@@ -1,7 +1,7 @@
 /** Clients as an application makes them, and a server whose time a test can move. */
 import { createClient } from '@redis/client';
 import { Redis } from 'ioredis';
-import { once } from 'node:events';
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { ioredisClient, ioredisOptions, nodeRedisClient, type RedisClient } from '../src/redis.ts';
 
 export interface Connection {
@@ -13,8 +13,14 @@ export interface Connection {
 export async function connectIoredis(url: string): Promise<Redis> {
   const redis = new Redis(url, { ...ioredisOptions });
   redis.on('error', () => {});
-  await once(redis, 'ready');
+  await untilStatus(redis, 'ready');
   return redis;
+}
+
+/** Resolves when `redis` has come to that state, through whatever errors. */
+export async function untilStatus(redis: Redis, status: 'ready' | 'close' | 'reconnecting'): Promise<void> {
+  if (redis.status === status) return;
+  await new Promise<void>((resolve) => redis.once(status, () => resolve()));
 }
 
 export const CLIENTS: readonly { readonly title: string; readonly connect: (url: string) => Promise<Connection> }[] = [
@@ -35,6 +41,43 @@ export const CLIENTS: readonly { readonly title: string; readonly connect: (url:
     },
   },
 ];
+
+export interface Proxy {
+  readonly port: number;
+  /** From now on it accepts, and hands nothing on; what is closed on one side stays open on the other. */
+  cut(): void;
+  mend(): void;
+  close(): void;
+}
+
+/** A network between two parties, which a test may cut without either of them being told. */
+export async function proxyTo(port: number): Promise<Proxy> {
+  let isCut = false;
+  const sockets = new Set<Socket>();
+  const listener = createServer((inner) => {
+    const outer = connect(port, '127.0.0.1');
+    for (const [from, to] of [[inner, outer], [outer, inner]] as const) {
+      sockets.add(from);
+      from.on('error', () => {});
+      from.on('data', (data) => isCut || to.write(data));
+      from.on('close', () => isCut || to.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
+  return {
+    port: (listener.address() as AddressInfo).port,
+    cut: () => {
+      isCut = true;
+    },
+    mend: () => {
+      isCut = false;
+    },
+    close(): void {
+      for (const socket of sockets) socket.destroy();
+      listener.close();
+    },
+  };
+}
 
 export interface MovedTime {
   nowMs(): number;
