@@ -4,34 +4,60 @@
  */
 import { UsageError } from '@keyguard/core/errors';
 import ipaddr from 'ipaddr.js';
+import { isIP } from 'node:net';
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
+// On which interface a link-local address is: says nothing of who calls.
+const ZONE = /%.*$/s;
+const DOTTED = /(\d+)\.(\d+)\.(\d+)\.(\d+)$/;
+
+const hex = (high: string, low: string): string => (Number(high) * 256 + Number(low)).toString(16);
+
+/**
+ * The address that `ip` spells by the standards, and nothing else. By itself the library also reads `012.1`, `0x7f.1` and
+ * `2130706433`, as C once did and no two programs alike, and takes `::192.0.2.1` for 192.0.2.1, which it is not.
+ */
+function read(ip: string): Address | null {
+  const version = isIP(ip);
+  if (version === 4) return ipaddr.IPv4.parse(ip);
+  return version === 0 ? null : ipaddr.IPv6.parse(ip.replace(ZONE, '').replace(DOTTED, (_, a, b, c, d) => `${hex(a, b)}:${hex(c, d)}`));
+}
+
 /** The address as it is meant: an IPv4 address that came mapped into IPv6 is an IPv4 address. */
 function parse(ip: string): Address | null {
-  try {
-    return ipaddr.process(ip);
-  } catch {
-    return null;
-  }
+  const address = read(ip);
+  return address instanceof ipaddr.IPv6 && address.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+}
+
+const PREFIX = /^(?:0|[1-9][0-9]{0,2})$/;
+
+/** An entry of an allowlist as address and prefix length; `null` for what is neither an address nor a range. */
+function parseRange(entry: string): [Address, number] | null {
+  const slash = entry.indexOf('/');
+  const ip = slash < 0 ? entry : entry.slice(0, slash);
+  // A range is what was written, mapped or not; a single address is what callers come from.
+  const address = slash < 0 ? parse(ip) : read(ip);
+  // A zone means something on one machine only.
+  if (address === null || ip.includes('%')) return null;
+  const all = address.kind() === 'ipv4' ? 32 : 128;
+  const bits = slash < 0 ? String(all) : entry.slice(slash + 1);
+  return PREFIX.test(bits) && Number(bits) <= all ? [address, Number(bits)] : null;
 }
 
 /** Whether an address is allowed. Answers `false` for what is no address. */
 export type IpMatcher = (ip: string | null) => boolean;
 
 /**
- * A matcher for addresses and CIDR ranges, IPv4 and IPv6.
+ * A matcher for addresses and CIDR ranges, IPv4 and IPv6, each spelled as standards do: four decimal numbers without leading zeros,
+ * or RFC 4291, without a zone.
  * @throws UsageError `invalid_option` for an entry that is neither
  */
 export function ipMatcher(allowlist: readonly string[]): IpMatcher {
-  const ranges = allowlist.map((entry): [Address, number] => {
-    try {
-      if (entry.includes('/')) return ipaddr.parseCIDR(entry);
-      const address = ipaddr.process(entry);
-      return [address, address.kind() === 'ipv4' ? 32 : 128];
-    } catch (cause) {
-      throw new UsageError('invalid_option', `"${entry}" is neither an IP address nor a CIDR range.`, { cause });
-    }
+  const ranges = allowlist.map((entry) => {
+    const range = parseRange(entry);
+    if (range === null) throw new UsageError('invalid_option', `"${entry}" is neither an IP address nor a CIDR range.`);
+    return range;
   });
   return (ip) => {
     const address = ip === null ? null : parse(ip);

@@ -48,6 +48,28 @@ describe('addresses', () => {
     for (const odd of ['x', '10.0.0.0/33', '10.0.0/8/8', '']) expect(() => ipMatcher([odd])).toThrow(expect.objectContaining({ code: 'invalid_option' }));
   });
 
+  it('are read as standards spell them, and not as C once did: who means 10.0.0.1 may not let in 8.0.0.1', () => {
+    const spellings = ['010.0.0.1', '0x0a.0.0.1', '10.1', '167772161', '10.0.0.1 ', '10.0.0.256', '::ffff:010.0.0.1', '1::2::3'];
+    const allows = ipMatcher(['0.0.0.0/0', '::/0']);
+    for (const text of spellings) {
+      expect([text, allows(text)]).toEqual([text, false]);
+      expect(ipBucket(text)).toBe('unknown');
+      expect(() => ipMatcher([text])).toThrow(expect.objectContaining({ code: 'invalid_option' }));
+      expect(() => ipMatcher([`${text}/8`])).toThrow(expect.objectContaining({ code: 'invalid_option' }));
+    }
+    for (const range of ['10.0.0.0/', '10.0.0.0/08', '10.0.0.0/+8', '10.0.0.0/33', '::/129', 'fe80::1%eth0', 'fe80::%eth0/64']) {
+      expect(() => ipMatcher([range])).toThrow(expect.objectContaining({ code: 'invalid_option' }));
+    }
+  });
+
+  it('::192.0.2.7 is not 192.0.2.7, and the zone of a link-local address does not count', () => {
+    expect(ipMatcher(['192.0.2.7'])('::192.0.2.7')).toBe(false);
+    expect(ipMatcher(['::192.0.2.7'])('::c000:207')).toBe(true);
+    expect(ipBucket('::192.0.2.7')).not.toBe(ipBucket('192.0.2.7'));
+    expect(ipMatcher(['fe80::/10'])('fe80::1%eth0')).toBe(true);
+    expect(ipBucket('fe80::1%eth0')).toBe(ipBucket('fe80::1%eth1'));
+  });
+
   it('are counted by IPv4 address and by /64 of IPv6', () => {
     expect(ipBucket('::ffff:192.0.2.1')).toBe(ipBucket('192.0.2.1'));
     expect(ipBucket('2001:db8:1:2:3::1')).toBe(ipBucket('2001:db8:1:2:ffff::9'));
