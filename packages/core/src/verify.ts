@@ -53,6 +53,8 @@ function malformed(detail: string): RejectedError {
   return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request.', { detail });
 }
 
+// eslint-disable-next-line no-control-regex
+const NOT_ASCII = /[^\0-\x7f]/;
 const MAX_HEADERS = 256;
 const SIGNATURE_BYTES = 64;
 const SIGNATURE_CHARACTERS = 88;
@@ -68,7 +70,8 @@ const NAMES: ReadonlyMap<string, CarriageHeader | (typeof OTHER_HEADERS)[number]
  * Step 1: reads the head, or throws. `authorities` are trusted: the exact `host[:port]` values under which this server is
  * reached. One alone is taken as it is; of several, the request's only `Host` must name one. `carriage` is trusted: the one in
  * which the signature must come. Nothing is detected.
- * @throws RejectedError `malformed_request`, `unsupported_version`, `unsupported_header`, `unsupported_encoding`
+ * @throws RejectedError `malformed_request`, `unsupported_version`, `unsupported_header`, `unsupported_encoding`; and
+ *   `signature_invalid` for a `Host` that is none of several `authorities`: the request was signed for another server
  */
 export function readSignedHead(head: ReceivedHead, authorities: readonly string[], carriage: Carriage = 'headers'): SignedHead {
   const { method, target, rawHeaders } = head;
@@ -93,7 +96,10 @@ export function readSignedHead(head: ReceivedHead, authorities: readonly string[
   let contentType: string | null = null;
   let host: string | null = null;
   for (let i = 0; i < rawHeaders.length; i += 2) {
-    const received = rawHeaders[i]!.toLowerCase();
+    const raw = rawHeaders[i]!;
+    const received = raw.toLowerCase();
+    // U+212A becomes a k: what is no letter of ASCII must not become the name of a header that matters.
+    if (received !== raw && NOT_ASCII.test(raw)) throw malformed('a header name that is not ASCII');
     const value = rawHeaders[i + 1]!;
     const name = NAMES.get(received);
     switch (name) {
@@ -190,7 +196,7 @@ function demand(carried: Carried, name: CarriageHeader, hasForm: (text: string) 
 function matchAuthority(host: string | null, authorities: readonly string[]): string {
   const [first] = authorities;
   if (authorities.length === 1 && first !== undefined) return first;
-  if (host === null) throw malformed('host missing');
+  if (host === null || NOT_ASCII.test(host)) throw malformed('host');
   const named = host.toLowerCase();
   if (authorities.includes(named)) return named;
   const portless = named.replace(/:(?:80|443)$/, '');

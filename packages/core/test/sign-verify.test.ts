@@ -90,6 +90,23 @@ describe('a signed request', () => {
   });
 });
 
+describe('a head', () => {
+  const signed = async (headers: [string, string][]): Promise<string[]> => {
+    const sign = createSigner({ key: await memoryKeyStore().getOrCreate('device') });
+    const carriage = await sign({ method: 'GET', authority: 'kk.example', target: '/', headers: [], body: new Uint8Array(0) });
+    return [...Object.entries(carriage), ...headers].flat();
+  };
+  const read = (rawHeaders: string[]): unknown => readSignedHead({ method: 'GET', target: '/', rawHeaders }, ['kk.example', 'other.example']);
+  const malformed = expect.objectContaining({ code: 'malformed_request' }) as Error;
+
+  it('is not read by letters that only become ours in lower case: U+212A is no K', async () => {
+    const rawHeaders = await signed([['host', 'KK.example']]);
+    expect(read(rawHeaders)).toMatchObject({ authority: 'kk.example' });
+    expect(() => read(rawHeaders.map((text) => text.replace('x-keyguard-nonce', 'x-\u212aeyguard-nonce')))).toThrow(malformed);
+    expect(() => read(rawHeaders.map((text) => text.replace('KK.example', '\u212ak.example')))).toThrow(malformed);
+  });
+});
+
 describe('the window', () => {
   const window = { maxAgeSeconds: 300, maxFutureSeconds: 60 };
   it('is exact at both ends, in whole seconds', () => {
