@@ -6,6 +6,11 @@
 import { RejectedError, UnavailableError, type RejectionCode } from './errors.ts';
 import type { DeviceStatus, SigningKey } from './seams.ts';
 
+const MAX_RETRY_SECONDS = 86_400;
+const STATUSES: readonly unknown[] = ['pending', 'active', 'suspended', 'revoked'] satisfies DeviceStatus[];
+const CODE = /^[a-z][a-z0-9_]{0,63}$/;
+const DELAY = /^[0-9]{1,9}$/;
+
 /** What the server knows of this device. */
 export interface EnrolledDevice {
   readonly deviceId: string;
@@ -29,7 +34,7 @@ export async function readDevice(response: Response, { keyId }: SigningKey): Pro
   const answer = await readJson(response);
   const { device_id: deviceId, status, key_state: keyState = 'current' } = answer;
   // The key id is our own and not what the answer says: people compare it to see that nobody stands between.
-  if (typeof deviceId !== 'string' || answer['key_id'] !== keyId || typeof status !== 'string') {
+  if (typeof deviceId !== 'string' || answer['key_id'] !== keyId || !STATUSES.includes(status)) {
     throw new UnavailableError('server', 'The server answered with something other than this device: is this a KeyGuard server?', {
       code: 'server_unavailable',
     });
@@ -40,9 +45,9 @@ export async function readDevice(response: Response, { keyId }: SigningKey): Pro
 /** The error that any other answer amounts to. */
 export async function readRefusal(response: Response): Promise<RejectedError | UnavailableError> {
   const { code, detail } = await readJson(response);
-  const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
-  const retry = Number.isFinite(seconds) ? { retryAfterMs: seconds * 1000 } : {};
-  if (typeof code !== 'string' || response.status >= 500) {
+  const delay = response.headers.get('retry-after') ?? '';
+  const retry = DELAY.test(delay) ? { retryAfterMs: Math.min(Number(delay), MAX_RETRY_SECONDS) * 1000 } : {};
+  if (typeof code !== 'string' || !CODE.test(code) || response.status >= 500) {
     return new UnavailableError('server', `The server answered ${response.status}.`, { code: 'server_unavailable', ...retry });
   }
   const message = typeof detail === 'string' ? detail : `The server refused: ${code}.`;

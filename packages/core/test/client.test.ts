@@ -297,6 +297,25 @@ describe('enroll and status', () => {
     await expect(guard.status()).rejects.toMatchObject({ code: 'server_unavailable' });
   });
 
+  it('takes for a status, a code or a delay only what is one', async () => {
+    const guard = await client();
+    const { keyId } = (await keyStore.get(new URL(origin).host))!;
+    for (const status of ['ACTIVE', 'deleted', '', null, 1]) {
+      answer = () => ({ status: 200, body: { device_id: 'd', key_id: keyId, status } });
+      await expect(guard.status()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable' });
+    }
+    for (const code of ['', '<b>', 'Rate limited', 'x'.repeat(65)]) {
+      answer = () => ({ status: 403, body: { code } });
+      await expect(guard.status()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable' });
+    }
+    for (const delay of ['-5', '1e9', '0x10', '3.5', 'Wed, 21 Oct 2026 07:28:00 GMT']) {
+      answer = () => ({ status: 429, headers: { 'retry-after': delay }, body: { code: 'rate_limited' } });
+      await expect(guard.status()).rejects.toMatchObject({ code: 'rate_limited', retryAfterMs: undefined });
+    }
+    answer = () => ({ status: 429, headers: { 'retry-after': '999999999' }, body: { code: 'rate_limited' } });
+    await expect(guard.status()).rejects.toMatchObject({ code: 'rate_limited', retryAfterMs: 86_400_000 });
+  });
+
   it('forgets its key on request and then makes another', async () => {
     answer = (asked) => ({ status: 201, body: device(asked) });
     const guard = new KeyGuardClient({ origin, keyStore });
