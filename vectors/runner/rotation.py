@@ -84,7 +84,7 @@ def apply(policy, state, step, now):
     if version is None:
         if 1 <= number <= state["lastVersion"]:
             return state
-        if kind not in ("begun", "created") or number != state["lastVersion"] + 1 or first(state["versions"], *PENDING):
+        if kind not in ("begun", "created") or not _is_count(number) or number != state["lastVersion"] + 1 or first(state["versions"], *PENDING):
             raise Refused
         added = {"version": number, "state": {"begun": "creating", "created": "created"}[kind], "createdAtMs": now}
         added.update(activatedAtMs=None, overlapUntilMs=None, retiredAtMs=None)
@@ -132,6 +132,18 @@ def _is_count(value):
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
+LAST_MOMENT = 253_402_300_799_999  # the end of 9999
+HUNDRED_YEARS = 3_155_760_000_000
+
+
+def _is_moment(value):
+    return _is_count(value) and value <= LAST_MOMENT
+
+
+def _is_end(value):
+    return _is_count(value) and value <= LAST_MOMENT + HUNDRED_YEARS
+
+
 def _has(value, *names):
     return isinstance(value, dict) and sorted(value) == sorted(names)
 
@@ -140,21 +152,21 @@ def _is_version(v):
     if not _has(v, "version", "state", "createdAtMs", "activatedAtMs", "overlapUntilMs", "retiredAtMs"):
         return False
     at, created, activated, until, retired = (v[name] for name in ("state", "createdAtMs", "activatedAtMs", "overlapUntilMs", "retiredAtMs"))
-    if at not in (*PENDING, *IN_USE, *LEFT) or not _is_count(v["version"]) or v["version"] == 0 or not _is_count(created):
+    if at not in (*PENDING, *IN_USE, *LEFT) or not _is_count(v["version"]) or v["version"] == 0 or not _is_moment(created):
         return False
     served = at in IN_USE or (at in LEFT and activated is not None)
-    if not (_is_count(activated) and activated >= created if served else activated is None):
+    if not (_is_moment(activated) and activated >= created if served else activated is None):
         return False
-    if not (_is_count(until) and until >= activated if served and at != "active" else until is None):
+    if not (_is_end(until) and until >= activated if served and at != "active" else until is None):
         return False
-    return _is_count(retired) and retired >= (activated or created) if at in LEFT else retired is None
+    return _is_moment(retired) and retired >= (activated or created) if at in LEFT else retired is None
 
 
 def is_state(state):
     if not _has(state, "lastVersion", "versions", "uses", "request", "retryAtMs"):
         return False
     versions, request, last = state["versions"], state["request"], state["lastVersion"]
-    if not (_is_count(last) and _is_count(state["uses"]) and (state["retryAtMs"] is None or _is_count(state["retryAtMs"]))):
+    if not (_is_count(last) and _is_count(state["uses"]) and (state["retryAtMs"] is None or _is_end(state["retryAtMs"]))):
         return False
     if not isinstance(versions, list) or not all(map(_is_version, versions)):
         return False
@@ -166,7 +178,7 @@ def is_state(state):
     active = [v["version"] for v in versions if v["state"] == "active"]
     if active != [v["version"] for v in versions if v["activatedAtMs"] is not None][-1:]:
         return False
-    if request is not None and not (_has(request, "event", "requestedAtMs") and _is_count(request["requestedAtMs"])):
+    if request is not None and not (_has(request, "event", "requestedAtMs") and _is_moment(request["requestedAtMs"])):
         return False
     if request is not None and not (isinstance(request["event"], str) and EVENT.fullmatch(request["event"])):
         return False

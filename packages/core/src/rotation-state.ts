@@ -53,6 +53,11 @@ export function rotationStart(): RotationState {
   return { lastVersion: 0, versions: [], uses: 0, request: null, retryAtMs: null };
 }
 
+/** The last moment that can be recorded: the end of the year 9999, Unix milliseconds. */
+export const MAX_TIME_MS = 253_402_300_799_999;
+/** The longest time that a policy can name, in milliseconds: a hundred years. */
+export const MAX_ROTATION_SPAN_MS = 3_155_760_000_000;
+
 const EVENT = /^[a-z][a-z0-9_]{0,63}$/;
 
 /** Whether `value` can name an event: 1 to 64 lower-case letters, digits and underscores, a letter first. */
@@ -64,6 +69,11 @@ export function isEventName(value: unknown): value is string {
 export function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
 }
+
+// Something happened then; `apply` records no later moment.
+const isMoment = (value: unknown): value is number => isCount(value) && value <= MAX_TIME_MS;
+// Something ends then: a span of the policy after a moment.
+const isEnd = (value: unknown): value is number => isCount(value) && value <= MAX_TIME_MS + MAX_ROTATION_SPAN_MS;
 
 /** Whether the version is on its way to become active. */
 export function isPending({ state }: RotationVersion): boolean {
@@ -92,10 +102,10 @@ function readVersion(value: unknown): RotationVersion {
   const served = state === 'active' || state === 'overlap' || (left && activatedAtMs !== null);
   const overlapped = served && state !== 'active';
   const fits =
-    isCount(createdAtMs) &&
-    (served ? isCount(activatedAtMs) && activatedAtMs >= createdAtMs : activatedAtMs === null) &&
-    (overlapped ? isCount(overlapUntilMs) && overlapUntilMs >= activatedAtMs! : overlapUntilMs === null) &&
-    (left ? isCount(retiredAtMs) && retiredAtMs >= (activatedAtMs ?? createdAtMs) : retiredAtMs === null);
+    isMoment(createdAtMs) &&
+    (served ? isMoment(activatedAtMs) && activatedAtMs >= createdAtMs : activatedAtMs === null) &&
+    (overlapped ? isEnd(overlapUntilMs) && overlapUntilMs >= activatedAtMs! : overlapUntilMs === null) &&
+    (left ? isMoment(retiredAtMs) && retiredAtMs >= (activatedAtMs ?? createdAtMs) : retiredAtMs === null);
   if (!fits) throw invalid(`the moments of version ${version}`);
   return { version, state, createdAtMs, activatedAtMs, overlapUntilMs, retiredAtMs };
 }
@@ -103,12 +113,12 @@ function readVersion(value: unknown): RotationVersion {
 function readRequest(value: unknown): RotationRequest | null {
   if (value === null) return null;
   const { event, requestedAtMs } = members(value, 'event,requestedAtMs', 'the request');
-  if (!isEventName(event) || !isCount(requestedAtMs)) throw invalid('the request');
+  if (!isEventName(event) || !isMoment(requestedAtMs)) throw invalid('the request');
   return { event, requestedAtMs };
 }
 
 /**
- * The state that `value` is, checked whole: numbers ascend, at most one version is pending and it is the newest, exactly one is
+ * The state that `value` is, checked whole: no moment lies after the year 9999 (no end a hundred years after that), numbers ascend, at most one version is pending and it is the newest, exactly one is
  * active once one ever was, and each has the moments of its state and no others.
  *
  * @param value untrusted: parsed JSON, or put together from the rows of a table
@@ -119,7 +129,7 @@ export function parseRotationState(value: unknown): RotationState {
   const { lastVersion, uses, retryAtMs } = given;
   if (!isCount(lastVersion)) throw invalid('lastVersion');
   if (!isCount(uses)) throw invalid('uses');
-  if (retryAtMs !== null && !isCount(retryAtMs)) throw invalid('retryAtMs');
+  if (retryAtMs !== null && !isEnd(retryAtMs)) throw invalid('retryAtMs');
   if (!Array.isArray(given['versions'])) throw invalid('versions is not an array');
   const versions = given['versions'].map(readVersion);
   let newest = 0;

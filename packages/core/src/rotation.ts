@@ -8,17 +8,21 @@
  * @see docs/spec/rotation.md
  */
 import { UsageError } from './errors.ts';
+import { checkPolicy, type RotationPolicy } from './rotation-policy.ts';
 import {
   isCount,
   isEventName,
   isPending,
+  MAX_TIME_MS,
   VERSION_STATES,
   type RotationState,
   type RotationVersion,
   type VersionState,
 } from './rotation-state.ts';
 
+export type { RotationEvent, RotationPolicy } from './rotation-policy.ts';
 export {
+  MAX_ROTATION_SPAN_MS,
   parseRotationState,
   rotationStart,
   VERSION_STATES,
@@ -27,38 +31,6 @@ export {
   type RotationVersion,
   type VersionState,
 } from './rotation-state.ts';
-
-/** The longest time that a policy can name: a hundred years. */
-export const MAX_ROTATION_SPAN_MS = 3_155_760_000_000;
-const MAX_TIME_MS = 253_402_300_799_999;
-
-/** Something that asks for a rotation at once. */
-export interface RotationEvent {
-  /** 1 to 64 lower-case letters, digits and underscores, a letter first; for instance `manual` or `compromised`. */
-  readonly event: string;
-  /** How long the version that it replaces may overlap: 0 for one that must not be used any more. */
-  readonly overlapMs: number;
-}
-
-/** When to rotate. Nothing has a default: who writes a policy says all of it. */
-export interface RotationPolicy {
-  /** A version is replaced so long after it became active; `null` for never. */
-  readonly intervalMs: number | null;
-  /**
-   * A version is out of use so long after its creation began, overlap included, as soon as there is a successor; `null` for no
-   * limit. MUST be greater than `overlapMs`, and replacing it begins by as much earlier.
-   */
-  readonly maxAgeMs: number | null;
-  /** A version is replaced once it was used so often; `null` for no limit. */
-  readonly maxUses: number | null;
-  readonly events: readonly RotationEvent[];
-  /** How long a replaced version may still be used; 0 for not at all. */
-  readonly overlapMs: number;
-  /** A retired version is destroyed so much later; `null` to keep it. */
-  readonly destroyAfterMs: number | null;
-  /** After a version that failed the next one is begun no earlier than so much later. */
-  readonly retryAfterMs: number;
-}
 
 export type RotationAction = 'create' | 'verify' | 'activate' | 'retire' | 'destroy';
 
@@ -95,27 +67,6 @@ export type RotationStep =
   | { readonly step: 'used'; readonly version: number; readonly uses: number }
   /** `version` is the one to be replaced, so that a request that comes twice, or too late, replaces no other. */
   | { readonly step: 'requested'; readonly version: number; readonly event: string };
-
-const isSpan = (value: unknown): boolean => isCount(value) && value <= MAX_ROTATION_SPAN_MS;
-
-function check(isRight: boolean, what: string): void {
-  if (!isRight) throw new UsageError('invalid_option', `The rotation policy is not valid: ${what}.`);
-}
-
-function checkPolicy(policy: RotationPolicy): void {
-  const { intervalMs, maxAgeMs, maxUses, events, overlapMs, destroyAfterMs, retryAfterMs } = policy;
-  check(isSpan(overlapMs), 'overlapMs must be an integer from 0 to a hundred years');
-  check(intervalMs === null || (isSpan(intervalMs) && intervalMs > 0), 'intervalMs must be null or an integer from 1 to a hundred years');
-  check(maxAgeMs === null || (isSpan(maxAgeMs) && maxAgeMs > overlapMs), 'maxAgeMs must be null or greater than overlapMs');
-  check(maxUses === null || (isCount(maxUses) && maxUses > 0), 'maxUses must be null or a positive integer');
-  check(destroyAfterMs === null || isSpan(destroyAfterMs), 'destroyAfterMs must be null or an integer from 0 to a hundred years');
-  check(isSpan(retryAfterMs), 'retryAfterMs must be an integer from 0 to a hundred years');
-  check(
-    Array.isArray(events) && events.every(({ event, overlapMs: after }) => isEventName(event) && isSpan(after)),
-    'events must each have a name and an overlapMs',
-  );
-  check(new Set(events.map(({ event }) => event)).size === events.length, 'an event stands twice in it');
-}
 
 // A clock that steps back must not undo what was due, nor shorten an overlap: time never runs behind the last thing recorded.
 function effectiveNow(state: RotationState, nowMs: number): number {
@@ -220,7 +171,7 @@ function replace(state: RotationState, changed: RotationVersion): RotationVersio
 
 function add(state: RotationState, step: RotationStep, at: VersionState, nowMs: number): RotationState {
   const { version } = step;
-  if (version !== state.lastVersion + 1 || state.versions.some(isPending)) throw refused(step, null);
+  if (!isCount(version) || version !== state.lastVersion + 1 || state.versions.some(isPending)) throw refused(step, null);
   const added = { version, state: at, createdAtMs: nowMs, activatedAtMs: null, overlapUntilMs: null, retiredAtMs: null };
   return { ...state, lastVersion: version, versions: [...state.versions, added], retryAtMs: null };
 }
