@@ -44,7 +44,8 @@ export function restoreEntry({ actor, oldCheckpoint, keptSize, keptRoot }: Ackno
 /**
  * What the first entry of a chain says of a restore, or `null` where the chain did not begin with one.
  * @param bytes of record 0; untrusted, as what they say is
- * @throws RejectedError `audit_record_invalid` for such an entry with members of another form
+ * @throws RejectedError `audit_record_invalid` for such an entry with members of another form; `json_not_canonical` for bytes that
+ *   are no entry at all
  */
 export function readRestore(bytes: Uint8Array): AcknowledgedRestore | null {
   const entry = parseCanonicalJson(bytes) as { readonly [name: string]: JsonValue } | null;
