@@ -4,7 +4,7 @@
 import express, { type Express, type RequestHandler, type Router } from 'express';
 import helmet from 'helmet';
 import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
-import type { Enrollment, Verifier } from '@keyguard/server-verifier';
+import type { Enrollment, Rotation, Verifier } from '@keyguard/server-verifier';
 import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
 import { requestContext } from './http/request-context.ts';
@@ -17,6 +17,7 @@ export interface AppOptions {
   readonly health: Router;
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
+  readonly rotation: Rotation;
   readonly proxy: LlmProxy;
   readonly auth: Router;
   /** Lets nobody through who is not signed in. */
@@ -27,7 +28,7 @@ export interface AppOptions {
 }
 
 export function createApp(options: AppOptions): Express {
-  const { verifier, enrollment, proxy, onSeen } = options;
+  const { verifier, enrollment, rotation, proxy, onSeen } = options;
   const app = express();
   app.set('case sensitive routing', true);
   app.set('strict routing', true);
@@ -48,7 +49,7 @@ export function createApp(options: AppOptions): Express {
 
   // Signed by devices: the signature is the credential.
   app.use(['/api/keyguard', '/proxy', '/v1'], signedRoutesCors(options.allowedOrigins));
-  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment, sendRejection: sendRejectionProblem }));
+  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment, rotation, sendRejection: sendRejectionProblem }));
   const seen: RequestHandler = (request, _response, next) => {
     onSeen(verifiedRequest(request).device.deviceId, request.ip ?? null);
     next();

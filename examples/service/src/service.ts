@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
-import { createEnrollment, createVerifier, definePolicy, memoryRateLimiter, type PolicyOptions } from '@keyguard/server-verifier';
+import { createEnrollment, createRotation, createVerifier, definePolicy, memoryRateLimiter, type PolicyOptions } from '@keyguard/server-verifier';
 import {
   assertSafeRoles,
   grantRolesTo,
@@ -194,6 +194,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     enrollmentsPerMinute: config.enrollmentsPerMinute,
     keyFingerprint: keys.keyFingerprint,
   });
+  const rotation = createRotation(verification);
 
   // Where provider keys may be sent is said here, by the operator, and nowhere else.
   const demo = config.openai.apiKey === null ? await startDemoUpstream() : null;
@@ -233,6 +234,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     health: healthRoutes({ sql, isStopping: () => isStopping }),
     verifier,
     enrollment,
+    rotation,
     proxy,
     auth: authRoutes({
       auth,

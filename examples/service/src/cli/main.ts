@@ -212,6 +212,16 @@ for (const [name, description] of [
     .action(async (id: string) => move(await api().sendSigned('POST', path('devices', id, name), {})));
 }
 
+devices
+  .command('rotation-code')
+  .description('make a code with which a device replaces its key; it is shown once')
+  .argument('<id>')
+  .option('--expires <time>', 'for how long it is good, at most 24h', duration, 900)
+  .action(async (id: string, { expires }: { expires: number }) => {
+    const created = await api().sendSigned('POST', path('devices', id, 'rotation-codes'), { expires_in_s: expires });
+    show(created, () => `${String(created['code'])}\n\nFor this device and one new key, until ${when(created['expires_at'])}. It is not shown again, and earlier ones are worthless now.`);
+  });
+
 function move(device: Json): void {
   show(device, () => `${text(device['label']) ?? String(device['id'])} (key ${keyOf(device)}…) is ${String(device['status'])} now.`);
 }

@@ -1,16 +1,19 @@
 /**
- * Devices and the codes with which they enroll, as people administer them. What a caller sees is decided by the policies; every
+ * Devices, and the codes with which they enroll and replace their keys, as people administer them. What a caller sees is decided by the policies; every
  * change and its audit entry are one transaction.
  */
 import { Router, type Request, type Response } from 'express';
 import type { AuditEntry, Clock } from '@keyguard/core/seams';
 import { systemClock, webCryptoRandom } from '@keyguard/core/system';
 import { generateEnrollmentCode, hashEnrollmentCode } from '@keyguard/server-verifier/enrollment-code';
+import { generateRotationCode, hashRotationCode } from '@keyguard/server-verifier/rotation-code';
 import {
   postgresDeviceDirectory,
   postgresEnrollmentCodes,
+  postgresRotationCodes,
   type DeviceMove,
   type DeviceMoveOutcome,
+  type RotationCodeOutcome,
   type SqlClient,
 } from '@keyguard/storage-node/postgres';
 import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
@@ -21,7 +24,7 @@ import { noBody, type JsonReader } from '../http/json-body.ts';
 import { pageJson, pageQuery, pageRequest } from '../http/pagination.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
-import { codeJson, createCodeBody, deviceJson, devicePageQuery, id } from './schema.ts';
+import { codeJson, createCodeBody, createRotationCodeBody, deviceJson, devicePageQuery, id, rotationCodeJson } from './schema.ts';
 
 export interface DeviceRoutesOptions {
   readonly sql: SqlClient;
@@ -132,6 +135,34 @@ export function deviceRoutes({ sql, keys, audit, readJson, onShut, clock = syste
       sendJson(response, deviceJson(result.device));
     });
   }
+
+  router.post('/api/devices/:id/rotation-codes', async (request, response) => {
+    const { userId } = principalOf(request);
+    const deviceId = idOf(request);
+    const body = createRotationCodeBody.parse(await readJson(request));
+    const code = generateRotationCode(webCryptoRandom());
+    const result = await asUser(sql, userId, async (tx): Promise<RotationCodeOutcome> => {
+      const outcome = await postgresRotationCodes(tx, { rowMacKey, clock }).create({
+        codeHash: hashRotationCode(code)!,
+        deviceId,
+        createdBy: userId,
+        expiresAtMs: clock.nowMs() + body.expires_in_s * 1000,
+      });
+      if (outcome.outcome === 'created') {
+        await audit.recordIn(tx, {
+          action: 'rotation_code.create',
+          outcome: 'success',
+          actor: `user:${userId}`,
+          resource: `rotation_code:${outcome.code.id}`,
+          device_id: deviceId,
+        });
+      }
+      return outcome;
+    });
+    if (result.outcome === 'not_found') throw notFound();
+    if (result.outcome === 'illegal') throw new HttpProblem('illegal_transition', `A device that is ${result.status} cannot replace its key.`);
+    response.status(201).set('cache-control', 'no-store').json({ ...rotationCodeJson(result.code), code });
+  });
 
   return router;
 }

@@ -1,10 +1,12 @@
-import type { DeviceRecord, EnrollmentCode } from '@keyguard/storage-node/postgres';
+import type { DeviceRecord, EnrollmentCode, RotationCode } from '@keyguard/storage-node/postgres';
 import * as z from 'zod';
 import { pageQuery, timeJson } from '../http/pagination.ts';
 
 // Control characters, bidirectional overrides, and what else makes a label read as something it is not: as enrollment has it.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
 const MAX_CODE_LIFE_SECONDS = 30 * 24 * 60 * 60;
+const MAX_ROTATION_CODE_LIFE_SECONDS = 24 * 60 * 60;
+const DEFAULT_CODE_LIFE_SECONDS = 15 * 60;
 
 export const label = z
   .string()
@@ -16,7 +18,11 @@ export const createCodeBody = z.strictObject({
   /** By default what its maker may grant: administrators' devices need no approval. */
   auto_approve: z.boolean().optional(),
   max_uses: z.int().min(1).max(10_000).default(1),
-  expires_in_s: z.int().min(10).max(MAX_CODE_LIFE_SECONDS).default(15 * 60),
+  expires_in_s: z.int().min(10).max(MAX_CODE_LIFE_SECONDS).default(DEFAULT_CODE_LIFE_SECONDS),
+});
+
+export const createRotationCodeBody = z.strictObject({
+  expires_in_s: z.int().min(10).max(MAX_ROTATION_CODE_LIFE_SECONDS).default(DEFAULT_CODE_LIFE_SECONDS),
 });
 
 export const devicePageQuery = pageQuery.extend({
@@ -39,6 +45,17 @@ export function codeJson(code: EnrollmentCode): object {
     created_at: timeJson(code.createdAtMs),
     expires_at: timeJson(code.expiresAtMs),
     revoked_at: timeJson(code.revokedAtMs),
+  };
+}
+
+/** Likewise: the code itself is shown once. */
+export function rotationCodeJson(code: RotationCode): object {
+  return {
+    id: code.id,
+    device_id: code.deviceId,
+    created_by: code.createdBy,
+    created_at: timeJson(code.createdAtMs),
+    expires_at: timeJson(code.expiresAtMs),
   };
 }
 
