@@ -1,4 +1,4 @@
-"""docs/spec/request-signing.md sections 2 to 5, 12 and 15: base, hashes, key ids, signatures, both carriages, and the proof of a new key."""
+"""docs/spec/request-signing.md sections 2 to 5, 14 and 16: base, hashes, key ids, signatures, both carriages, and the proof of a new key."""
 
 import base64
 import hashlib

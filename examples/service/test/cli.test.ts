@@ -87,6 +87,7 @@ describe('the terminal command', () => {
       expect((await cli(['devices', verb, deviceId])).output).toContain(`A phone (key ${keyId.slice(0, 12)}…) is ${expected} now.`);
       expect((await client.status()).status).toBe(expected);
     }
+    expect((await cli(['devices', 'rotation-code', deviceId])).output).toContain('A device that is revoked cannot replace its key.');
     const again = await cli(['devices', 'resume', deviceId]);
     expect([again.code, again.output]).toEqual([1, expect.stringContaining('A device that is revoked cannot be resumed.')]);
     expect((await cli(['devices', 'show', '00000000-0000-4000-8000-000000000000'])).code).toBe(1);
@@ -98,6 +99,23 @@ describe('the terminal command', () => {
     const actions = (await json('audit', '--limit', '6')).map(({ action }: { action: string }) => action);
     expect(actions).toEqual(['enrollment_code.revoke', 'device.revoke', 'device.resume', 'device.suspend', 'device.approve', 'device.enroll']);
     expect((await cli(['audit', '--limit', '3'])).output).toMatch(/device\.revoke +success +user:/);
+  });
+
+  it('makes a code with which a device replaces its key', async () => {
+    const { code } = await json('codes', 'create');
+    const client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });
+    const { deviceId, keyId } = await client.enroll({ code });
+    const { code: earlier } = await json('devices', 'rotation-code', deviceId);
+    const { code: exit, output } = await cli(['devices', 'rotation-code', deviceId, '--expires', '1h']);
+    expect([exit, output]).toEqual([0, expect.stringContaining('It is not shown again')]);
+    const [latest] = output.split('\n') as [string];
+    await expect(client.rotate({ code: earlier })).rejects.toMatchObject({ code: 'rotation_rejected' });
+    const { keyId: newKeyId } = await client.rotate({ code: latest });
+    expect(newKeyId).not.toBe(keyId);
+    expect((await cli(['devices', 'list'])).output).toMatch(new RegExp(`^${deviceId} .* active +${newKeyId.slice(0, 12)} `, 'm'));
+    expect((await cli(['devices', 'rotation-code', deviceId, '--expires', '2d'])).code).toBe(1);
+    expect((await cli(['devices', 'rotation-code', '00000000-0000-4000-8000-000000000000'])).code).toBe(1);
+    expect((await cli(['audit', '--limit', '4'])).output).toMatch(/device\.key_rotated +success +device:/);
   });
 
   it('calls the demo upstream until a provider key was stored, takes the key from a pipe, and never shows it', async () => {

@@ -343,6 +343,7 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
     for (const [method, path] of [
       ['GET', `/api/devices/${deviceId}`],
       ...['approve', 'suspend', 'resume', 'revoke'].map((verb) => ['POST', `/api/devices/${deviceId}/${verb}`]),
+      ['POST', `/api/devices/${deviceId}/rotation-codes`],
       ['POST', `/api/enrollment-codes/${code.id}/revoke`],
     ] as [string, string][]) {
       const hidden = await call(method, path, { token: other });
@@ -371,6 +372,67 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
     expect((await move(device.deviceId, 'suspend')).status).toBe(200);
     expect((await move(device.deviceId, 'resume', other)).status).toBe(403);
     expect((await move(device.deviceId, 'revoke', other)).status).toBe(200);
+  });
+
+  it('lets a device replace its key with a code of its owner or an administrator, once, and not without', async () => {
+    const newRotationCode = async (deviceId: string, token: string, body: object = {}): Promise<CallAnswer> => {
+      const answer = await call('POST', `/api/devices/${deviceId}/rotation-codes`, { token, body });
+      if (answer.status === 201) secrets.push(answer.json.code);
+      return answer;
+    };
+    const { code } = (await call('POST', '/api/enrollment-codes', { token: other, body: {} })).json;
+    secrets.push(code);
+    const keyStore = memoryKeyStore();
+    const client = new KeyGuardClient({ origin: service.origin, keyStore });
+    const { deviceId, keyId } = await client.enroll({ code });
+    const host = new URL(service.origin).host;
+    const old = (await keyStore.get(host))!;
+    const pending = await newRotationCode(deviceId, other);
+    expect([pending.status, pending.json.code]).toEqual([409, 'illegal_transition']);
+    expect((await move(deviceId, 'approve')).status).toBe(200);
+
+    const made = await newRotationCode(deviceId, other, { expires_in_s: 60 });
+    expect(made.status).toBe(201);
+    expect(made.headers.get('cache-control')).toBe('no-store');
+    expect(Object.keys(made.json)).toEqual(['id', 'device_id', 'created_by', 'created_at', 'expires_at', 'code']);
+    expect(made.json).toMatchObject({ device_id: deviceId, created_by: 'other' });
+    const lifeMs = Date.parse(made.json.expires_at) - Date.parse(made.json.created_at);
+    expect(lifeMs > 55_000 && lifeMs <= 60_000).toBe(true);
+    for (const body of [{ expires_in_s: 9 }, { expires_in_s: 86_401 }, { expires_in_s: '60' }, { device_id: deviceId }, { max_uses: 2 }]) {
+      expect((await newRotationCode(deviceId, other, body)).status).toBe(400);
+    }
+    // Neither none, nor one that was made up, nor one for enrollment; and what was refused used nothing up.
+    const wrong = [undefined, '7K3QF-0MZ8T-7K3QF-0MZ8T-7K3QF-0', (await newCode()).code];
+    for (const one of wrong) await expect(client.rotate({ code: one })).rejects.toMatchObject({ code: 'rotation_rejected' });
+    expect((await client.status()).keyId).toBe(keyId);
+
+    const rotated = await client.rotate({ code: made.json.code });
+    expect(rotated).toMatchObject({ deviceId, status: 'active' });
+    expect(rotated.keyId).not.toBe(keyId);
+    expect((await call('GET', `/api/devices/${deviceId}`, { token: other })).json).toMatchObject({ key_id: rotated.keyId, status: 'active' });
+    expect((await chat(client)).status).toBe(200);
+    // The old key calls until its end, and rotates to nothing else.
+    const stranger = await memoryKeyStore().getOrCreate('stranger');
+    const formerStore = { ...memoryKeyStore(), get: async () => old, getPending: async () => stranger, getOrCreatePending: async () => stranger };
+    const former = new KeyGuardClient({ origin: service.origin, keyStore: formerStore });
+    expect((await chat(former)).status).toBe(200);
+    const fresh = (await newRotationCode(deviceId, admin)).json.code;
+    await expect(former.rotate({ code: fresh })).rejects.toMatchObject({ code: 'rotation_rejected' });
+    await expect(client.rotate({ code: made.json.code })).rejects.toMatchObject({ code: 'rotation_rejected' });
+    // A new code takes the place of the one before.
+    const latest = (await newRotationCode(deviceId, admin)).json.code;
+    await expect(client.rotate({ code: fresh })).rejects.toMatchObject({ code: 'rotation_rejected' });
+    const third = await client.rotate({ code: latest });
+    expect(new Set([keyId, rotated.keyId, third.keyId]).size).toBe(3);
+
+    expect((await move(deviceId, 'revoke')).status).toBe(200);
+    expect((await newRotationCode(deviceId, admin)).status).toBe(409);
+    for (const one of [client, former]) expect((await chat(one)).json.error.code).toBe('device_revoked');
+    const entries = (await auditEntries()) as unknown as Record<string, unknown>[];
+    expect(entries.filter(({ action }) => action === 'device.key_rotated')).toMatchObject([
+      { actor: `device:${deviceId}`, device_id: deviceId, key_id: third.keyId, old_key_id: rotated.keyId, with_code: true },
+      { actor: `device:${deviceId}`, device_id: deviceId, key_id: rotated.keyId, old_key_id: keyId, with_code: true },
+    ]);
   });
 
   it('refuses what is not well-formed with 4xx, and never with 500', async () => {
@@ -563,6 +625,9 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
       'device.suspend success',
       'device.resume success',
       'device.revoke success',
+      'device.key_rotated success',
+      'rotation_code.create success',
+      'request.refused refused rotation_rejected',
       'request.refused refused device_revoked',
       'request.refused refused device_pending',
       'request.refused refused enrollment_rejected',
@@ -609,7 +674,8 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
       expect(end.seq).toBe((await sink.head())!.seq + 1);
       const count = (action: string): number => actions.filter((each) => each === action).length;
       expect(count('setup.administrator_created success')).toBe(1);
-      expect(count('device.approve success')).toBe(2);
+      expect(count('device.approve success')).toBe(3);
+      expect(count('device.key_rotated success')).toBe(2);
       expect(count('llm.call success')).toBe(count('llm.call_ended success'));
       const { rows } = await asRole(sql, 'kg_verifier', (tx) => tx.query<{ n: unknown }>('SELECT count(*) AS n FROM keyguard.devices'));
       expect(count('device.enroll success')).toBe(Number(rows[0]!.n));

@@ -2,7 +2,7 @@
  * The routes that a device itself calls, without a framework: `POST /enroll`, `POST /rotate`, `GET /status`, `GET /time`. A door
  * mounts each under the client's `basePath` and translates; what they answer is decided here, so that every door answers alike.
  *
- * @see docs/spec/request-signing.md, sections 11 to 13
+ * @see docs/spec/request-signing.md, sections 11, 12 and 16
  */
 import type { Device, KeyState } from '@keyguard/core/seams';
 import type { Enrollment } from './enrollment.ts';
