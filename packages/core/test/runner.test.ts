@@ -78,6 +78,8 @@ if (hasPython()) {
       }
     }, 120_000);
   });
+} else if (process.env['KEYGUARD_REQUIRE_JUDGES'] === '1') {
+  throw new Error('KEYGUARD_REQUIRE_JUDGES=1, and there is no python3 of 3.9 or later on the path.');
 } else {
-  console.warn('There is no python3 of 3.9 or later here: the vectors were not judged in Python.');
+  console.warn('NOT RUN: the judgement of the vectors in Python, for there is no python3 of 3.9 or later.');
 }
