@@ -1,6 +1,6 @@
 /**
- * What enrollment must reject, by the numbers of the protocol (N66 to N72): through the real Express router, over real sockets,
- * in each carriage.
+ * What enrollment must reject, by the numbers of the protocol (N66 to N72): through the routes of a door, over real
+ * sockets, in one carriage.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { toBase64Url, fromBase64Url, utf8 } from '@keyguard/core/bytes';
@@ -8,15 +8,15 @@ import type { Carriage } from '@keyguard/core/canonical';
 import type { SigningKey } from '@keyguard/core/seams';
 import { hashEnrollmentCode, generateEnrollmentCode } from '@keyguard/server-verifier';
 import { webCryptoRandom } from '@keyguard/core/system';
-import { AUTHORITY, exchange, NOW_MS, send, toBytes, wireIn, withHeader, type SignOptions, type WireAnswer, type WireRequest, type Workbench } from './wire.ts';
+import { AUTHORITY, exchange, NOW_MS, send, toBytes, wireThrough, withHeader, type Door, type SignOptions, type WireAnswer, type WireRequest, type Workbench } from './wire.ts';
 
 interface Enrolling extends SignOptions {
   /** The key that signs, where it is not the one that is enrolled. */
   readonly signer?: SigningKey;
 }
 
-describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage) => {
-  const { openWorkbench, signed } = wireIn(carriage);
+export function enrollmentAttacks<App>(door: Door<App>, carriage: Carriage): void {
+  const { openWorkbench, signed } = wireThrough(door, carriage);
   let bench: Workbench;
   beforeAll(async () => {
     bench = await openWorkbench();
@@ -221,4 +221,4 @@ describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage)
     const answer = await exchange(bench.port, Buffer.from(`GET /api/keyguard/time HTTP/1.1\r\nhost: ${AUTHORITY}\r\nconnection: close\r\n\r\n`));
     expect(JSON.parse(answer.body)).toEqual({ server_time: NOW_MS / 1000 });
   });
-});
+}
