@@ -22,7 +22,7 @@ export const MAX_FUTURE_SECONDS = 2;
  * `forgotten` that pairs which expire until minus its score (in ms) are not there any more. No key has a time to live: by that Redis
  * would forget when its clock has jumped, and nobody would know.
  */
-export const CLAIM_SCRIPT = `
+export const CLAIM_SCRIPT: string = `
 local store = KEYS[1]
 local process = tonumber(ARGV[1])
 local time = redis.call('TIME')
