@@ -124,17 +124,17 @@ const EXTRA: readonly Header[] = [
   ['idempotency-key', 'i'], ['accept', '*/*'], ['x-forwarded-host', 'evil'], ['transfer-encoding', 'chunked'], ['__proto__', '1'], ['constructor', 'x'], ['', ''], ['anthropic-\u0131d', 'x'],
 ];
 
-const FORMS: Readonly<Record<string, readonly string[]>> = {
+const FORMS: ReadonlyMap<string, readonly string[]> = new Map(Object.entries({
   'x-keyguard-version': ['0', '2', '01', ' 1', '1 ', '1,1'],
   'Signature-Input': ['keyguard=();created=1', 'sig1=("@method");created=1780000000', 'keyguard=("@method" "@authority")'],
   signature: ['keyguard=::', 'keyguard=:AAAA:', 'sig1=:AAAA:, keyguard=:AAAA:'],
   'content-digest': ['sha-512=:AAAA:', 'sha-256=::', 'sha-256=:AAAA:, sha-512=:AAAA:'],
   'x-keyguard-timestamp': ['0', '1e9', '-1780000000', '+1780000000', '0x6A0', '17800000000', '01780000000', 'NaN'],
-};
+}));
 
 function mutateHeader(random: Generator, [name, value]: Header): Header {
   if (random.oneIn(3)) return [mutateText(random, name), value];
-  const forms = FORMS[name] ?? [];
+  const forms = FORMS.get(name) ?? [];
   return [random.oneIn(5) ? name.replaceAll(/[ks]/g, (letter) => (letter === 'k' ? '\u212a' : '\u017f')) : name, forms.length > 0 && random.oneIn(2) ? random.pick(forms) : mutateText(random, value)];
 }
 
