@@ -20,6 +20,7 @@ declare global {
 /** Writes the answer to a refusal; the default is {@link sendProblem}. */
 export type RejectionSender = (answer: RejectionAnswer, request: Request, response: Response) => void;
 
+/** What {@link keyguard} may be told beside its verifier. None of it lets more through, but for `insecureAnyStatus`. */
 export interface KeyguardMiddlewareOptions extends VerifyOptions {
   /** Answers refusals in another dialect than problem+json. Status and headers of the answer MUST be kept. */
   readonly sendRejection?: RejectionSender;
@@ -28,6 +29,7 @@ export interface KeyguardMiddlewareOptions extends VerifyOptions {
 /**
  * Middleware that lets only verified requests through, with `request.keyguard` set and `request.body` the signed bytes (a
  * `Buffer`). Mount it before any body parser.
+ * @throws UsageError `invalid_option` for what is no verifier
  */
 export function keyguard(verifier: Verifier, options: KeyguardMiddlewareOptions = {}): RequestHandler {
   if (typeof verifier?.verify !== 'function') throw new UsageError('invalid_option', 'keyguard() needs the verifier of createVerifier().');

@@ -7,11 +7,17 @@ import { messageReceiver } from '@keyguard/server-verifier/node';
 import { deviceRoutes, type DeviceRoutesOptions } from '@keyguard/server-verifier/routes';
 import { factsOf, refuse, sendProblem, type RejectionSender } from './middleware.ts';
 
+/** The recipes behind the routes, and how refusals are written. */
 export interface EnrollmentRouterOptions extends DeviceRoutesOptions {
   /** Writes refusals in another form than problem+json. Status and headers of the answer MUST be kept. */
   readonly sendRejection?: RejectionSender;
 }
 
+/**
+ * The routes that a device itself calls, as an Express router: mount it under the client's `basePath`, before any body parser. It
+ * answers every
+ * request on them by itself, and passes all others on.
+ */
 export function enrollmentRouter({ sendRejection = sendProblem, ...options }: EnrollmentRouterOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const receive = messageReceiver(options.verifier.policy);

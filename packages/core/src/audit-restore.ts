@@ -12,6 +12,7 @@ import type { AuditEntry, Bytes, JsonValue } from './seams.ts';
 const RESTORE = 'audit.restore_acknowledged';
 const ROOT_BYTES = 32;
 
+/** What is on record of a restore: who answered for it, and how much of the old chain is left. */
 export interface AcknowledgedRestore {
   /** Who acknowledged it, for instance `user:…`. */
   readonly actor: string;

@@ -52,10 +52,12 @@ interface SealCommon {
   readonly key: AuditMacKey;
 }
 
+/** One entry, and its place in the chain. */
 export interface SealEntryOptions extends SealCommon {
   readonly entry: AuditEntry;
 }
 
+/** Entries in their order, and the place of the first. */
 export interface SealEntriesOptions extends SealCommon {
   readonly entries: readonly AuditEntry[];
 }
@@ -120,7 +122,10 @@ export async function sealEntries(options: SealEntriesOptions): Promise<AuditRec
   return sealAll(options);
 }
 
-/** {@link sealEntries} for one entry. */
+/**
+ * {@link sealEntries} for one entry.
+ * @throws as {@link sealEntries}
+ */
 export async function sealEntry(options: SealEntryOptions): Promise<AuditRecord> {
   const { entry, ...common } = options;
   const [record] = await sealEntries({ ...common, entries: [entry] });
@@ -131,6 +136,7 @@ function keyChangeEntry(fromKeyId: string, toKeyId: string): AuditEntry {
   return { action: KEY_CHANGE, outcome: 'success', actor: 'system', from_mac_key_id: fromKeyId, to_mac_key_id: toKeyId };
 }
 
+/** The record to seal, and the two keys that vouch for it. */
 export interface SealKeyChangeOptions extends SealCommon {
   /** The key of the record before. */
   readonly from: AuditMacKey;
@@ -150,6 +156,7 @@ export async function sealKeyChange(options: SealKeyChangeOptions): Promise<Audi
   return { ...record!, handover: { macKeyId: from.keyId, mac } };
 }
 
+/** The MAC keys of whoever appends to a chain. */
 export interface ChainKeys {
   /** Under which records are sealed. */
   readonly macKey: AuditMacKey;
@@ -159,6 +166,7 @@ export interface ChainKeys {
   readonly nextMacKey?: AuditMacKey;
 }
 
+/** Where a chain stands, what follows, and under which keys. */
 export interface ContinueChainOptions extends ChainKeys {
   readonly origin: string;
   /** The head. The caller MUST hold it until the records are stored. */
@@ -183,6 +191,7 @@ export async function continueChain(options: ContinueChainOptions): Promise<Audi
   return [change, ...(await sealAll({ origin, seq: seq + 1, prevMac: change.mac, entries, nowMs, key: macKey }))];
 }
 
+/** What whoever verifies knows from elsewhere. All of it is trusted. */
 export interface VerifyRecordsOptions {
   /** The chain that is expected. Trusted. */
   readonly origin: string;
@@ -273,6 +282,7 @@ export async function verifyRecords(
   return position;
 }
 
+/** A MAC key as bytes, and its name. */
 export interface WebCryptoMacKeyOptions {
   /** Stored beside every record. Never reuse it for another key. */
   readonly keyId: string;

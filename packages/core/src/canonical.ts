@@ -16,12 +16,15 @@ export type SignatureTag = 'keyguard-v1' | 'keyguard-enroll-v1' | 'keyguard-rota
 
 /** How far a request may be dated from the verifier's clock, in seconds; both ends are in. These are ceilings. */
 export const MAX_AGE_SECONDS = 300;
+/** How far a request may be dated ahead of the verifier's clock, in seconds; a ceiling. @see MAX_AGE_SECONDS */
 export const MAX_FUTURE_SECONDS = 60;
 
 /** How long a key that was replaced may still verify. A ceiling. */
 export const MAX_KEY_OVERLAP_MS = 60_000;
 
+/** The longest request target that is signed or accepted. */
 export const MAX_TARGET_BYTES = 8192;
+/** The longest value of Content-Type and of each covered header. */
 export const MAX_FIELD_VALUE_BYTES = 1024;
 
 /**
@@ -40,11 +43,13 @@ export const CARRIAGE_HEADERS = [
   'x-keyguard-signature',
 ] as const;
 
+/** One of {@link CARRIAGE_HEADERS}. */
 export type CarriageHeader = (typeof CARRIAGE_HEADERS)[number];
 
 /** The three fields that carry it in the other carriage, each exactly once. */
 export const RFC9421_FIELDS = ['signature-input', 'signature', 'content-digest'] as const;
 
+/** One of the fields of the RFC 9421 carriage. */
 export type Rfc9421Field = (typeof RFC9421_FIELDS)[number];
 
 /** Headers that are signed when they are present, in the order in which they are signed. */
@@ -95,10 +100,15 @@ const PATH = /^\/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%(?!0|1|2[5EFef]|5[Cc]|7[Ff])[
 const DOT_SEGMENT = /\/\.{1,2}(?:[;/]|$)/;
 const QUERY = /^[\x21\x22\x24-\x7e]*$/;
 
+/** Whether `text` (untrusted) has the form of a key id: 32 bytes in unpadded base64url, in their one spelling. */
 export const isKeyId = (text: string): boolean => KEY_ID.test(text);
+/** Whether `text` (untrusted) is a time on the wire: Unix seconds in exactly ten digits. */
 export const isTimestamp = (text: string): boolean => TIMESTAMP.test(text);
+/** Whether `text` (untrusted) is a nonce: 16 bytes in unpadded base64url, in their one spelling. */
 export const isNonce = (text: string): boolean => NONCE.test(text);
+/** Whether `text` (untrusted) is a SHA-256 hash in padded base64, in its one spelling. */
 export const isBodySha256 = (text: string): boolean => BODY_SHA256.test(text);
+/** Whether `text` (untrusted) is a method: 1 to 16 upper-case letters. */
 export const isMethod = (text: string): boolean => METHOD.test(text);
 /** Lower-case `host` or `host:port`, with no default port. */
 export const isAuthority = (text: string): boolean => text.length <= 261 && AUTHORITY.test(text);
@@ -113,6 +123,7 @@ export function isPath(text: string): boolean {
 /** What stands after the first `?` of a target; empty where there is none. */
 export const isQuery = (text: string): boolean => QUERY.test(text);
 
+/** The two parts of a request target, each within the grammar. */
 export interface RequestTarget {
   readonly path: string;
   readonly query: string;

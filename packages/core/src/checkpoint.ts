@@ -51,6 +51,10 @@ export interface CheckpointVerifier {
   readonly name: string;
   /** The first four bytes of a hash over name and key: says which key a signature claims to be by. */
   readonly keyHash: Bytes;
+  /**
+   * Whether the key made this Ed25519 signature (64 bytes, untrusted) over `data`. MUST answer `false`, not throw, for any that it
+   * did not.
+   */
   verify(data: Bytes, signature: Bytes): Promise<boolean>;
 }
 
@@ -221,15 +225,20 @@ export async function verifyCheckpoint(note: string, verifiers: readonly Checkpo
   return checkpoint;
 }
 
+/** What an audit chain says of itself at one moment. */
 export interface AuditCheckpointParts {
   readonly origin: string;
+  /** How many records the chain has, from 0 to 2⁵³ − 1. */
   readonly size: number;
   readonly root: Bytes;
   /** The MAC of the last of the `size` records; 32 zero bytes where there is none. */
   readonly headMac: Bytes;
 }
 
-/** The checkpoint of an audit chain: with one extension line, which holds the MAC of its last record. */
+/**
+ * The checkpoint of an audit chain: with one extension line, which holds the MAC of its last record.
+ * @throws UsageError `invalid_option` for a MAC of another length
+ */
 export function auditCheckpoint({ origin, size, root, headMac }: AuditCheckpointParts): Checkpoint {
   if (headMac.length !== MAC_BYTES) throw new UsageError('invalid_option', 'A MAC has 32 bytes.');
   return { origin, size, root, extensions: [`${HEAD_MAC_PREFIX}${toBase64(headMac)}`] };

@@ -15,6 +15,7 @@ import type { Transport } from './client-transport.ts';
 import { hasCode, isRejected, isUnavailable, UnavailableError, UsageError } from './errors.ts';
 import type { KeyStore, SigningKey } from './seams.ts';
 
+/** What lets a device replace its key. */
 export interface RotateOptions {
   /** The one-time code that was made for this device; a server may let a device rotate without one. */
   readonly code?: string | undefined;

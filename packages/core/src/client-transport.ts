@@ -17,6 +17,7 @@ const CLOCK_REFUSED: RejectionCode = 'timestamp_out_of_window';
 // WHATWG URLs leave these as they are in a path, where the protocol's grammar does not know them.
 const TO_ENCODE = /[[\]|^]/g;
 
+/** How signed requests leave. Every default is the platform's own. */
 export interface TransportOptions {
   /** How signatures travel; it must be what the server's policy takes. Default `headers`. */
   readonly carriage?: Carriage;

@@ -18,6 +18,7 @@ export type { TransportOptions } from './client-transport.ts';
 const SCHEME = /^[a-z][a-z0-9+.-]*:/i;
 const HTTP = /^https?:/i;
 
+/** Which server this device signs for, and where it keeps its keys. */
 export interface KeyGuardClientOptions extends TransportOptions {
   /** The origin of the KeyGuard server, for instance `https://keyguard.example.com`. Only requests to it are signed. */
   readonly origin: string;
@@ -29,6 +30,7 @@ export interface KeyGuardClientOptions extends TransportOptions {
   readonly basePath?: string;
 }
 
+/** What a device says of itself when it enrolls. */
 export interface EnrollOptions {
   /** The one-time code that an administrator made for this device. */
   readonly code?: string | undefined;
@@ -38,6 +40,10 @@ export interface EnrollOptions {
   readonly fingerprint?: string | undefined;
 }
 
+/**
+ * This device, as far as one server is concerned: enrolls, tells its state, replaces its key, and signs requests to that server's
+ * origin.
+ */
 export class KeyGuardClient {
   readonly #keys: DeviceKeys;
   #rotating: Promise<EnrolledDevice> | undefined;

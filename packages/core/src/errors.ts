@@ -38,6 +38,7 @@ export type DataRejectionCode =
   | 'json_not_canonical'
   | 'rotation_state_invalid';
 
+/** Every code of a {@link RejectedError}. */
 export type RejectionCode = ProtocolRejectionCode | DataRejectionCode;
 
 /** A mistake in the program that calls this package; never caused by a peer. */
@@ -53,6 +54,7 @@ export type UsageCode =
 /** Something that the operator runs did not answer, or answered with what it must not. */
 export type UnavailableCode = 'store_unavailable' | 'overloaded' | 'server_unavailable';
 
+/** Every code that an error of these packages bears. */
 export type KeyGuardErrorCode = RejectionCode | UsageCode | UnavailableCode;
 
 /** The programmer must act. Thrown at construction or before anything is sent; never becomes an HTTP answer. */
@@ -66,6 +68,7 @@ export class UsageError extends Error {
   }
 }
 
+/** What a {@link RejectedError} carries for the operator. Nothing of it is secret, and only `retryAfterMs` is for the peer. */
 export interface RejectedErrorOptions extends ErrorOptions {
   /** The exact reason, for the audit log only: it MUST NOT be sent to the peer. */
   readonly detail?: string;
@@ -89,6 +92,7 @@ export class RejectedError extends Error {
   }
 }
 
+/** What an {@link UnavailableError} carries beside the name of the seam. */
 export interface UnavailableErrorOptions extends ErrorOptions {
   readonly code?: UnavailableCode;
   /** After how many milliseconds a retry makes sense, where that is known. */

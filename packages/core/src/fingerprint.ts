@@ -26,6 +26,7 @@ export type FingerprintSignals = Readonly<Record<string, string>>;
 /** HMAC-SHA-256 of `data` under `key`, 32 bytes. */
 export type HmacSha256 = (key: Bytes, data: Bytes) => MaybePromise<Bytes>;
 
+/** Under which salt to digest, and by what. */
 export interface FingerprintOptions {
   /**
    * 32 random bytes, one salt for each application, so that digests of one cannot be matched with those of another. It is not
@@ -40,6 +41,7 @@ export interface FingerprintOptions {
 
 /** Gives the digest of this device, and nothing else of it. */
 export interface FingerprintProvider {
+  /** Which salt the digests are under, from 1 to 2³² − 1. It goes to the server with them. */
   readonly saltVersion: number;
   /** 43 base64url characters, as `enroll({ fingerprint })` takes them. Collects anew at every call. */
   digest(): Promise<string>;
@@ -158,9 +160,13 @@ export function browserSignals(scope: BrowserScope = globalThis as BrowserScope)
 
 /** The part of Node's `node:os` that is asked. Handed in: this package does no I/O. */
 export interface NodeOs {
+  /** `linux`, `darwin`, … */
   platform(): string;
+  /** `x64`, `arm64`, … */
   arch(): string;
+  /** One for each logical core. */
   cpus(): readonly { readonly model: string }[];
+  /** Of the whole machine, in bytes. */
   totalmem(): number;
 }
 

@@ -16,6 +16,7 @@ import { webCryptoRandom } from './system.ts';
 export const MIN_PBKDF2_ITERATIONS = 100_000;
 /** Iterations of PBKDF2 above which nothing is written or read: a forged header must not buy hours of our time. */
 export const MAX_PBKDF2_ITERATIONS = 2_000_000;
+/** Iterations of PBKDF2 under which a new header is written. */
 export const DEFAULT_PBKDF2_ITERATIONS = 600_000;
 
 const CHECK_BYTES = 32;
@@ -107,6 +108,7 @@ function checkKekId(kekId: string): void {
   if (!isNonEmptyText(kekId)) throw new UsageError('invalid_option', 'kekId must be well-formed text, not empty.');
 }
 
+/** A key encryption key as bytes, and its name. */
 export interface AesKeyProviderOptions {
   /** Names the key in every wrapped DEK, and is authenticated there. Never reuse it for another key. */
   readonly kekId: string;
@@ -154,6 +156,7 @@ async function oneAtATime<T>(derive: () => Promise<T>): Promise<T> {
   }
 }
 
+/** What to derive a key from, beside the passphrase. */
 export interface PassphraseKeyOptions {
   readonly kekId: string;
   /**
@@ -167,10 +170,12 @@ export interface PassphraseKeyOptions {
   readonly random?: Random;
 }
 
+/** A passphrase, derived once: the ability to wrap and unwrap, and what must be stored to derive it again. */
 export interface PassphraseKey {
   readonly keyProvider: KeyProvider;
   /** Salt, iterations and check value. Not secret; every key wrapped here begins with it and is bound to it. */
   readonly header: Bytes;
+  /** Of PBKDF2, as `header` has them. */
   readonly iterations: number;
   /** Fewer iterations than the default of today: the caller should wrap its keys anew under a new header. */
   readonly belowDefault: boolean;

@@ -63,7 +63,10 @@ export async function importKeyPair(
   return { privateKey, publicKey };
 }
 
-/** The {@link SigningKey} that a WebCrypto key pair amounts to. Only the use of the private key is handed on. */
+/**
+ * The {@link SigningKey} that a WebCrypto key pair amounts to. Only the use of the private key is handed on.
+ * @throws RejectedError `jwk_invalid` for a pair that is not one of P-256
+ */
 export async function signingKey(pair: CryptoKeyPair, crypto: Crypto = globalThis.crypto): Promise<SigningKey> {
   const { subtle } = crypto;
   const exported = await subtle.exportKey('jwk', pair.publicKey);

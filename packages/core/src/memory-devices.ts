@@ -20,6 +20,7 @@ export interface MemoryEnrollmentCode {
   readonly ownerId: string;
   readonly projectId?: string;
   readonly expiresAtMs: number;
+  /** How many devices may enroll with it. Default 1. */
   readonly maxUses?: number;
   /** `false` makes devices wait for `approve`. Default `true`. */
   readonly autoApprove?: boolean;
@@ -33,6 +34,7 @@ export interface MemoryRotationCode {
   readonly expiresAtMs: number;
 }
 
+/** What may become of a device. */
 export type DeviceTransition = 'approve' | 'suspend' | 'resume' | 'revoke';
 
 /** The legal moves between device states; revocation is final. */
@@ -45,15 +47,20 @@ export const DEVICE_TRANSITIONS: Readonly<Record<DeviceTransition, { from: reado
 
 /** A {@link DeviceRegistry} with what it takes to run one by hand. */
 export interface MemoryDeviceRegistry extends DeviceRegistry {
+  /** Lets devices enroll with this code, as often as it says. */
   addCode(code: MemoryEnrollmentCode): void;
   /** Takes the place of the code that the device had before. */
   addRotationCode(code: MemoryRotationCode): void;
   /** Every device once, under its current key. */
   list(): readonly Device[];
-  /** @throws UsageError `invalid_option` for an unknown device or a move that its state does not allow */
+  /**
+   * Moves the device to its next state, and answers with it as it is then.
+   * @throws UsageError `invalid_option` for an unknown device or a move that its state does not allow
+   */
   transition(deviceId: string, transition: DeviceTransition): Device;
 }
 
+/** By which WebCrypto device ids are drawn. */
 export interface MemoryDeviceRegistryOptions {
   readonly crypto?: Crypto;
 }

@@ -20,6 +20,7 @@ import { systemClock } from './system.ts';
 export * from './memory-devices.ts';
 export { memoryKeyStore } from './memory-key-store.ts';
 
+/** How much to remember, and from when on. */
 export interface MemoryReplayStoreOptions {
   readonly clock?: Clock;
   /** How many live pairs it holds before it refuses more with `overloaded`. Default 1,000,000, about 300 MB. */
@@ -89,6 +90,7 @@ export function memoryReplayStore(options: MemoryReplayStoreOptions = {}): Repla
   };
 }
 
+/** Which chain to keep, and under which keys. */
 export interface MemoryAuditSinkOptions extends ChainKeys {
   /** Names the chain. */
   readonly origin: string;
@@ -130,9 +132,11 @@ export function memoryAuditSink(options: MemoryAuditSinkOptions): AuditSink {
 
 /** A {@link SubtreeReader} that is told what `appendLeaves` completed, of one tree, in order. */
 export interface MemorySubtrees extends SubtreeReader {
+  /** Takes what `appendLeaves` completed, in the order in which it was completed. */
   add(completed: readonly Subtree[]): void;
 }
 
+/** A {@link SubtreeReader} that dies with the process. Throws for a subtree that was not added. */
 export function memorySubtrees(): MemorySubtrees {
   const levels: Bytes[][] = [];
   return {

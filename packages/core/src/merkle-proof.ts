@@ -45,6 +45,7 @@ function checkProof(proof: readonly Bytes[]): void {
 const isSize = (size: number): boolean => Number.isSafeInteger(size) && size >= 0;
 const half = (n: number): number => Math.floor(n / 2);
 
+/** That an entry stands at a place in a tree. */
 export interface InclusionClaim {
   /** The bytes of the entry. Untrusted. */
   readonly bytes: Uint8Array;
@@ -84,6 +85,7 @@ export async function verifyInclusion(claim: InclusionClaim, primitives: Sha256)
   if (!equalBytes(hash, root)) throw invalid('the root is another');
 }
 
+/** That one tree is the beginning of another. */
 export interface ConsistencyClaim {
   /** Of the older tree. Trusted: from a verified checkpoint. */
   readonly oldSize: number;

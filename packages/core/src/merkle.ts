@@ -75,6 +75,7 @@ export async function treeRoot(frontier: TreeFrontier, primitives: Sha256): Prom
   return frontier.roots.length === 0 ? emptyRoot(primitives) : join(frontier.roots, primitives);
 }
 
+/** A tree after leaves were appended, and what to store of it. */
 export interface GrownTree {
   readonly frontier: TreeFrontier;
   /** Every subtree that the new leaves completed, themselves included: what a {@link SubtreeReader} must be able to answer. */

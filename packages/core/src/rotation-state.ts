@@ -13,8 +13,10 @@ import { RejectedError } from './errors.ts';
  */
 export const VERSION_STATES = ['creating', 'created', 'verified', 'active', 'overlap', 'retired', 'destroyed'] as const;
 
+/** How far a version has come: one of {@link VERSION_STATES}. */
 export type VersionState = (typeof VERSION_STATES)[number];
 
+/** One version of the secret or key, with the moments of its state and no others. */
 export interface RotationVersion {
   /** From 1 on; never given twice. */
   readonly version: number;

@@ -32,6 +32,7 @@ export {
   type VersionState,
 } from './rotation-state.ts';
 
+/** What the caller can be asked to do to a version. */
 export type RotationAction = 'create' | 'verify' | 'activate' | 'retire' | 'destroy';
 
 /** Of the first four, the one that was true first; `begun`, `created` and `verified` name the step that was recorded last. */
@@ -47,12 +48,15 @@ export type RotationReason =
   | 'overlap_ended'
   | 'retention_ended';
 
+/** One thing to be done now, and why. */
 export interface DueAction {
   readonly action: RotationAction;
+  /** The number of the version that it is to be done to. */
   readonly version: number;
   readonly reason: RotationReason;
 }
 
+/** What {@link decide} answers. */
 export interface RotationDecision {
   /** What is to be done now, at most one action for each version, the version in the making first. They do not depend on each other. */
   readonly due: readonly DueAction[];
@@ -145,6 +149,8 @@ export function decide(policy: RotationPolicy, state: RotationState, nowMs: numb
  * until their overlap ends.
  *
  * A key under which something is still encrypted must stay readable for longer, until `retired` is recorded: go by its state.
+ * @param nowMs Unix milliseconds, to the end of the year 9999
+ * @throws UsageError `invalid_option` for a time out of range
  */
 export function usableVersions(state: RotationState, nowMs: number): number[] {
   const now = effectiveNow(state, nowMs);

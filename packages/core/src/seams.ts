@@ -8,15 +8,18 @@
 /** Bytes over a plain `ArrayBuffer`, as WebCrypto wants them. A Node `Buffer` is one of these at run time. */
 export type Bytes = Uint8Array<ArrayBuffer>;
 
+/** An answer that comes at once or later. Who calls awaits it only where it is a promise: a turn of the queue has its price. */
 export type MaybePromise<T> = T | Promise<T>;
 
 /** The time. MUST be Unix time in milliseconds; MAY step backwards; MUST throw rather than answer `NaN`. */
 export interface Clock {
+  /** Unix milliseconds; may have a fraction. */
   nowMs(): number;
 }
 
 /** Randomness. MUST be a cryptographically secure generator. */
 export interface Random {
+  /** Exactly `lengthBytes` bytes, in a new array that is the caller's. */
   bytes(lengthBytes: number): Bytes;
 }
 
@@ -93,6 +96,7 @@ export interface KeyStore {
   delete(name: string): Promise<void>;
 }
 
+/** What a device may do: only `active` ones may call. Revocation is final. */
 export type DeviceStatus = 'pending' | 'active' | 'suspended' | 'revoked';
 
 /** `retiring` keys still verify until `keyRetiresAtMs`; `retired` ones never again. */
@@ -128,6 +132,7 @@ export interface EnrollmentRequest {
   readonly nowMs: number;
 }
 
+/** What became of an enrollment. Any other answer is treated as an outage. */
 export type EnrollmentOutcome =
   | { readonly outcome: 'enrolled'; readonly device: Device }
   /** The key id was enrolled before, in whatever state it is now. */
@@ -151,6 +156,7 @@ export interface KeyRotationRequest {
   readonly nowMs: number;
 }
 
+/** What became of a rotation. Any other answer is treated as an outage. */
 export type KeyRotationOutcome =
   /** The device as found under its new key. */
   | { readonly outcome: 'rotated'; readonly device: Device }
@@ -201,10 +207,12 @@ export interface ReplayStore {
   readonly maxFutureSeconds?: number;
 }
 
+/** Whether a caller may go on, and how much is left to it. */
 export interface RateDecision {
   readonly allowed: boolean;
   /** Cost units per window. */
   readonly limit: number;
+  /** Cost units that are left in this window, never below 0. */
   readonly remaining: number;
   /** When the window ends, Unix milliseconds. */
   readonly resetAtMs: number;
@@ -214,7 +222,7 @@ export interface RateDecision {
 export interface RateLimiter {
   /** What {@link consume} would decide for a cost of 1, without debiting. `limit` overrides the limiter's own. */
   peek(key: string, limit?: number): MaybePromise<RateDecision>;
-  /** Debits `cost` atomically and decides. */
+  /** Debits `cost` units atomically and decides. `limit`, in cost units per window, overrides the limiter's own. */
   consume(key: string, cost: number, limit?: number): MaybePromise<RateDecision>;
 }
 
@@ -280,6 +288,7 @@ export interface VaultPrimitives {
   decrypt(key: VaultKey, iv: Bytes, aad: Bytes, encrypted: Bytes): MaybePromise<Bytes>;
 }
 
+/** What JSON can hold. Numbers are finite; text is Unicode. */
 export type JsonValue = null | boolean | number | string | readonly JsonValue[] | { readonly [name: string]: JsonValue };
 
 /** What happened, by whom, to what. `origin`, `seq` and `ts` are added by the chain and MUST NOT be given. */
@@ -293,6 +302,7 @@ export interface AuditEntry {
 
 /** One link of the chain, in its final bytes. */
 export interface AuditRecord {
+  /** Its number in the chain, from 0 to 2⁵³ − 1. */
   readonly seq: number;
   /** RFC 8785 JSON of the entry with `origin`, `seq` and `ts`, as UTF-8. */
   readonly bytes: Bytes;
@@ -335,10 +345,13 @@ export interface AuditSink<Tx = never> {
 
 /** A complete subtree of a Merkle tree: the 2^level leaves from index · 2^level on. */
 export interface SubtreePlace {
+  /** Its height: 0 for a leaf. */
   readonly level: number;
+  /** How many subtrees of that level stand before it. */
   readonly index: number;
 }
 
+/** A complete subtree and its hash, which never changes again. */
 export interface Subtree extends SubtreePlace {
   /** 32 bytes. */
   readonly hash: Bytes;

@@ -52,6 +52,7 @@ export interface UnsignedRequest {
   readonly body: Bytes;
 }
 
+/** With which key to sign, and what to draw on. Every default is the platform's own. */
 export interface SignerOptions<C extends Carriage = Carriage> {
   readonly key: SigningKey;
   /** How the signature travels; it must be what the verifier's policy takes. Default `headers`. */

@@ -53,6 +53,7 @@ export interface SealedValue {
   readonly kekId: string;
 }
 
+/** Who wraps the data key, and what to draw on. */
 export interface SealOptions {
   readonly keyProvider: KeyProvider;
   readonly crypto?: Crypto;
@@ -61,6 +62,7 @@ export interface SealOptions {
   readonly primitives?: VaultPrimitives;
 }
 
+/** Who unwraps the data key. */
 export interface OpenOptions {
   readonly keyProvider: KeyProvider;
   readonly crypto?: Crypto;
@@ -68,6 +70,7 @@ export interface OpenOptions {
   readonly primitives?: VaultPrimitives;
 }
 
+/** From which key to which. */
 export interface RewrapOptions {
   readonly from: KeyProvider;
   readonly to: KeyProvider;

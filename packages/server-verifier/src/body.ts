@@ -17,6 +17,7 @@ export type Charge = (bytes: number) => void;
 /** What one request holds. `release` gives it all back, and MUST be called once. */
 export interface BodyLease {
   readonly charge: Charge;
+  /** Gives back all that was charged. */
   release(): void;
 }
 
@@ -57,6 +58,7 @@ export function bodyBudget(maxBytes: number): BodyBudget {
 /** The bytes of one body, as they arrive. */
 export interface BodyBuffer {
   /**
+   * Appends a copy of `chunk`; a first chunk that is all that was announced is kept as it is.
    * @throws RejectedError `body_too_large`
    * @throws UnavailableError as the charge throws it
    */

@@ -32,6 +32,7 @@ const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
 const VISIBLE = /[^\s\p{Default_Ignorable_Code_Point}\u2800]/u;
 const MEMBERS = ['jwk', 'code', 'label', 'fingerprint'];
 
+/** What an enrollment needs beside what every verification does. */
 export interface EnrollmentOptions extends VerifierOptions {
   /** Counts tries by address. Default: in the memory of this process, `enrollmentsPerMinute`. */
   readonly enrollmentLimiter?: RateLimiter;
@@ -44,6 +45,7 @@ export interface EnrollmentOptions extends VerifierOptions {
   readonly keyFingerprint?: (fingerprint: string) => Promise<string> | string;
 }
 
+/** The recipe by which a new device comes in. Frozen. */
 export interface Enrollment {
   /** The time, as the verifier reads it. @throws UnavailableError */
   nowMs(): number;
@@ -55,7 +57,10 @@ export interface Enrollment {
   enroll(incoming: IncomingRequest): Promise<Device>;
 }
 
-/** @throws UsageError `invalid_option` */
+/**
+ * The recipe of section 12 of the protocol over these seams; fails closed.
+ * @throws UsageError `invalid_option`
+ */
 export function createEnrollment(options: EnrollmentOptions): Enrollment {
   const context = createContext(options);
   const limiter = options.enrollmentLimiter ?? memoryRateLimiter({ perMinute: options.enrollmentsPerMinute ?? 20 });

@@ -30,6 +30,7 @@ interface DoorOptions<Context extends unknown[]> {
   readonly answerRejection?: (answer: RejectionAnswer, request: Request) => Response;
 }
 
+/** What a door needs to know of its runtime, and how it answers. */
 export interface FetchDoorOptions<Context extends unknown[]> extends DoorOptions<Context>, VerifyOptions {}
 
 /** One of the two, and `null` for the other. */
@@ -37,6 +38,7 @@ export type FetchVerdict =
   | { readonly verified: VerifiedRequest; readonly refusal: null }
   | { readonly verified: null; readonly refusal: Response };
 
+/** A verifier, as a runtime with WHATWG `Request`s can use it. Frozen. */
 export interface FetchDoor<Context extends unknown[]> {
   /**
    * The verified request, or the refusal to answer with.
@@ -49,7 +51,10 @@ export interface FetchDoor<Context extends unknown[]> {
   ): (request: Request, ...context: Context) => Promise<Response>;
 }
 
-/** @throws UsageError `invalid_option` */
+/**
+ * The door of a verifier for WHATWG `Request`s: nothing gets past it that was not verified.
+ * @throws UsageError `invalid_option`
+ */
 export function fetchDoor<Context extends unknown[]>(verifier: Verifier, options: FetchDoorOptions<Context>): FetchDoor<Context> {
   if (typeof verifier?.verify !== 'function') throw new UsageError('invalid_option', 'fetchDoor() needs the verifier of createVerifier().');
   const { ip, answerRejection = problemResponse, ...verifyOptions } = options;
@@ -71,6 +76,7 @@ export function fetchDoor<Context extends unknown[]>(verifier: Verifier, options
   });
 }
 
+/** The recipes behind the routes of devices, and where the routes stand. */
 export interface FetchDevicesOptions<Context extends unknown[]> extends DoorOptions<Context>, DeviceRoutesOptions {
   /** Where the client's `basePath` points. Default `/api/keyguard`. */
   readonly basePath?: string;

@@ -28,6 +28,7 @@ export function rateLimiter(limiter: RateLimiterAbstract): RateLimiter {
   };
 }
 
+/** How much a key may cost in this process. */
 export interface MemoryRateLimiterOptions {
   /** Cost units per minute and key. */
   readonly perMinute: number;
@@ -44,6 +45,7 @@ export interface LimiterRedis {
   readonly options: { readonly enableOfflineQueue?: boolean | undefined };
 }
 
+/** How much a key may cost in all processes that share the Redis. */
 export interface RedisRateLimiterOptions {
   /** Cost units per minute and key. */
   readonly perMinute: number;

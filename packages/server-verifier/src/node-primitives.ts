@@ -12,6 +12,7 @@ import type { Bytes, Primitives, PublicJwk, VerifyKey } from '@keyguard/core/sea
 
 const SCALAR_BYTES = 32;
 
+/** The {@link Primitives} of a server: answers at once, and verifies exactly what `webCryptoPrimitives()` of core does. */
 export function nodePrimitives(): Primitives {
   return {
     sha256(data: Bytes): Bytes {

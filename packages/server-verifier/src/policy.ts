@@ -8,6 +8,7 @@ import { ipMatcher, type IpMatcher } from './ip.ts';
 
 const MEBIBYTE = 1024 * 1024;
 
+/** What a verifier is to demand. Left out means the strict default, never a permissive one. */
 export interface PolicyOptions {
   /**
    * The exact `host[:port]` values under which clients reach this server, lower-case, default ports dropped. With one, every
@@ -39,11 +40,15 @@ export interface PolicyOptions {
   readonly ipAllowlist?: readonly string[] | null;
 }
 
+/** A policy that was checked, with every default filled in. Frozen. */
 export interface Policy extends Required<Omit<PolicyOptions, 'ipAllowlist'>> {
   readonly allowsIp: IpMatcher;
 }
 
-/** @throws UsageError `invalid_option`, naming every fault at once */
+/**
+ * The policy that `options` describe.
+ * @throws UsageError `invalid_option`, naming every fault at once
+ */
 export function definePolicy(options: PolicyOptions): Policy {
   const faults: string[] = [];
   const integer = (name: keyof PolicyOptions, fallback: number, min: number, max: number): number => {

@@ -61,6 +61,7 @@ export interface RejectionEvent {
   readonly deviceId: string | null;
 }
 
+/** The seams and the policy that every recipe stands on. */
 export interface VerifierOptions {
   readonly policy: PolicyOptions;
   readonly registry: DeviceRegistry;

@@ -45,6 +45,7 @@ const RETRY_UNAVAILABLE_MS = 1000;
 /** An RFC 9457 problem, snake_case as everything on this wire. */
 export interface Problem {
   readonly title: string;
+  /** The HTTP status, once more. */
   readonly status: number;
   readonly detail: string;
   readonly code: string;
@@ -52,7 +53,9 @@ export interface Problem {
   readonly server_time?: number;
 }
 
+/** An answer over HTTP, in the parts that any framework can write. */
 export interface RejectionAnswer {
+  /** The HTTP status. */
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
   readonly problem: Problem;

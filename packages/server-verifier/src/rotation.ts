@@ -46,6 +46,7 @@ export interface SelfRotationEvent {
   readonly isRepeat: boolean;
 }
 
+/** What a rotation needs beside what every verification does. */
 export interface RotationOptions extends VerifierOptions {
   /** For how long the key that was replaced still verifies, in milliseconds: 0 to 60,000, default 60,000. */
   readonly overlapMs?: number;
@@ -65,6 +66,7 @@ export interface RotationOptions extends VerifierOptions {
   readonly rotationsPerMinute?: number;
 }
 
+/** The recipe by which a device replaces its key. Frozen. */
 export interface Rotation {
   /** The time, as the verifier reads it. @throws UnavailableError */
   nowMs(): number;
@@ -84,7 +86,10 @@ interface RotationRules {
   readonly onSelfRotation: RotationOptions['onSelfRotation'] | null;
 }
 
-/** @throws UsageError `invalid_option` */
+/**
+ * The recipe of section 14 of the protocol over these seams; fails closed.
+ * @throws UsageError `invalid_option`
+ */
 export function createRotation(options: RotationOptions): Rotation {
   const context = createContext(options);
   const { overlapMs = MAX_KEY_OVERLAP_MS, allowSelfRotation = false, onSelfRotation, registry } = options;

@@ -10,6 +10,7 @@ import type { IncomingRequest } from './recipe.ts';
 import type { Rotation } from './rotation.ts';
 import type { Verifier } from './verifier.ts';
 
+/** The recipes behind the routes. */
 export interface DeviceRoutesOptions {
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
@@ -19,11 +20,13 @@ export interface DeviceRoutesOptions {
 
 /** What is answered to a device: the status, the headers, and what becomes the JSON body. */
 export interface DeviceAnswer {
+  /** The HTTP status. */
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
   readonly body: Readonly<Record<string, unknown>>;
 }
 
+/** One route that a device calls, for any framework to mount. */
 export interface DeviceRoute {
   readonly method: 'GET' | 'POST';
   /** Below the client's `basePath`, and case-sensitive: `/enroll`. */
@@ -38,6 +41,7 @@ export interface DeviceRoute {
   answer(incoming: IncomingRequest): Promise<DeviceAnswer>;
 }
 
+/** All routes that a device itself calls: time, enrollment, status and, where there is a recipe for it, rotation. */
 export function deviceRoutes({ verifier, enrollment, rotation }: DeviceRoutesOptions): readonly DeviceRoute[] {
   const routes: DeviceRoute[] = [
     {

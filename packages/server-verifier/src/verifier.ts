@@ -49,11 +49,13 @@ export interface VerifiedRequest {
   readonly rate: RateDecision;
 }
 
+/** What one call of {@link Verifier.verify} may be let off. */
 export interface VerifyOptions {
   /** Lets a device that is not active, or a retired key, ask for its own state. For the status route only. */
   readonly insecureAnyStatus?: boolean;
 }
 
+/** The recipe by which requests are let through. Frozen. */
 export interface Verifier {
   readonly policy: Policy;
   /** The time, as the verifier reads it. @throws UnavailableError */
@@ -66,7 +68,10 @@ export interface Verifier {
   verify(incoming: IncomingRequest, options?: VerifyOptions): Promise<VerifiedRequest>;
 }
 
-/** @throws UsageError `invalid_option` */
+/**
+ * The recipe of the protocol over these seams, in its order; fails closed.
+ * @throws UsageError `invalid_option`
+ */
 export function createVerifier(options: VerifierOptions): Verifier {
   const context = createContext(options);
   return Object.freeze({

@@ -40,6 +40,7 @@ interface PendingKey extends CryptoKeyPair {
   readonly keyId: string;
 }
 
+/** Where in the browser the keys are kept. */
 export interface IndexedDbKeyStoreOptions {
   /** The IndexedDB database, for this store alone. Default `keyguard`. */
   readonly databaseName?: string;

@@ -61,6 +61,7 @@ export { postgresKeyRecords, type KeyRecord, type KeyRecords, type KeyRecordStat
 // The same path from the source and from the bundle, which both lie one folder below the package.
 const OWN: MigrationSet = { component: 'keyguard', directory: new URL('../migrations/', import.meta.url) };
 
+/** What to run beside the package's own migrations, and how. */
 export interface MigrateOptions {
   /** The application's own files, run after the package's. */
   readonly migrations?: readonly MigrationSet[];
@@ -81,6 +82,7 @@ export async function migrate(client: SqlScriptClient, options: MigrateOptions =
   return runMigrations(client, [OWN, ...(options.migrations ?? [])], options.clock);
 }
 
+/** What would be run. */
 export interface PendingMigrationsOptions {
   /** The same as {@link migrate} was called with. */
   readonly migrations?: readonly MigrationSet[];

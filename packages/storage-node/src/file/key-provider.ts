@@ -24,6 +24,7 @@ export interface NamedKeyProvider extends KeyProvider {
   readonly kekId: string;
 }
 
+/** Where the key is, and its name. */
 export interface FileKeyProviderOptions {
   /** The file with the 32 bytes of the key, readable by this user only. */
   readonly path: string;
@@ -55,6 +56,7 @@ export async function fileKeyProvider(options: FileKeyProviderOptions): Promise<
   });
 }
 
+/** The passphrase, and where what it wraps under is kept. */
 export interface PassphraseKeyProviderOptions {
   /** Secret; at least as hard to guess as what it protects deserves. */
   readonly passphrase: string;

@@ -27,6 +27,7 @@ const MAX_FILE_BYTES = 16_384;
 const MAX_NAME_LENGTH = 1024;
 const LONE_SURROGATE = /[\uD800-\uDFFF]/u;
 
+/** Where the keys are kept, and what seals them. */
 export interface FileKeyStoreOptions {
   /** A folder of its own, made with mode 0700 where it is missing. */
   readonly directory: string;

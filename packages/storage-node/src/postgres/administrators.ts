@@ -10,15 +10,20 @@ import { isIntact, rowMac, tampered, type RowField, type RowMacKey } from './row
 
 const SEAM = 'administrators';
 
+/** Who may administer. Every row bears a MAC, so a writer of the database cannot add to them. */
 export interface Administrators {
   /** Makes a person an administrator; resolves also where it is one. */
   grant(userId: string, options: { readonly grantedBy: string }): Promise<void>;
   /** Whether the person was one. Takes effect with the next statement of any transaction. */
   revoke(userId: string): Promise<boolean>;
-  /** @throws UnavailableError seam `administrators`, also for a row without its MAC */
+  /**
+   * Whether this person is an administrator now.
+   * @throws UnavailableError seam `administrators`, also for a row without its MAC
+   */
   has(userId: string): Promise<boolean>;
 }
 
+/** What authenticates the rows. */
 export interface PostgresAdministratorsOptions {
   readonly rowMacKey: RowMacKey;
   readonly clock?: Clock;

@@ -7,6 +7,7 @@
  */
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 
+/** What a statement answered. */
 export interface SqlResult<Row> {
   readonly rows: Row[];
   /** How many rows the statement changed, as `pg` names it, which counts those that it selected too. */
@@ -17,6 +18,7 @@ export interface SqlResult<Row> {
 
 /** One transaction. MUST refuse to work once it has ended. */
 export interface SqlTransaction {
+  /** Runs one statement with its parameters, and resolves with its rows. MUST throw what the database said otherwise. */
   query<Row>(text: string, params?: readonly unknown[]): Promise<SqlResult<Row>>;
 }
 
@@ -31,11 +33,13 @@ export interface SqlClient extends SqlTransaction {
 
 /** A transaction that also runs a whole file of statements. The text MUST be trusted: it has no parameters. */
 export interface SqlScriptTransaction extends SqlTransaction {
+  /** Runs statements without parameters, separated by semicolons. */
   script(text: string): Promise<void>;
 }
 
 /** A client that can migrate. */
 export interface SqlScriptClient extends SqlClient {
+  /** Runs `fn` in one transaction: commits where it resolves, rolls back where it rejects. */
   scripted<T>(fn: (tx: SqlScriptTransaction) => Promise<T>): Promise<T>;
 }
 
@@ -47,27 +51,37 @@ export type KeyguardRole = 'kg_app' | 'kg_verifier' | 'kg_auth' | 'kg_jobs';
 
 /** The part of `pg.PoolClient` that is used. */
 export interface PgConnection {
+  /** As `Client.query` of `pg`. */
   query(text: string, values?: unknown[]): Promise<{ rows: unknown[]; command?: string }>;
+  /** As `Client.on` of `pg`. */
   on(event: 'error', listener: (error: Error) => void): unknown;
+  /** As `Client.removeListener` of `pg`. */
   removeListener(event: 'error', listener: (error: Error) => void): unknown;
+  /** As `PoolClient.release` of `pg`: `true` takes the connection out of the pool. */
   release(destroy?: boolean): void;
 }
 
 /** The part of `pg.Pool` that is used. */
 export interface PgPool {
+  /** As `Pool.query` of `pg`. */
   query(text: string, values?: unknown[]): Promise<{ rows: unknown[] }>;
+  /** As `Pool.connect` of `pg`. */
   connect(): Promise<PgConnection>;
 }
 
 /** The part of PGlite's transaction that is used. */
 export interface PgliteTransaction {
+  /** As `Transaction.query` of PGlite. */
   query(text: string, params?: unknown[]): Promise<{ rows: unknown[] }>;
+  /** As `Transaction.exec` of PGlite. */
   exec(text: string): Promise<unknown>;
 }
 
 /** The part of PGlite that is used. */
 export interface PgliteDatabase {
+  /** As `PGlite.query`. */
   query(text: string, params?: unknown[]): Promise<{ rows: unknown[] }>;
+  /** As `PGlite.transaction`. */
   transaction<T>(fn: (tx: PgliteTransaction) => Promise<T>): Promise<T>;
 }
 
@@ -207,6 +221,7 @@ export async function inTransaction<T>(sql: Sql, fn: (tx: SqlTransaction) => Pro
   return result;
 }
 
+/** For whom a transaction acts. */
 export interface AsRoleOptions {
   /** For whom `kg_app` acts. Left out or empty: for nobody, and every policy of `kg_app` then hides everything. */
   readonly userId?: string | null;

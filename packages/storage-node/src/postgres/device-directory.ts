@@ -14,6 +14,7 @@ import { DEVICE_REGISTRY, deviceGrant, deviceMac, isDeviceIntact, type DeviceGra
 import { pageLimit, pageOf, pageStart, type Page, type PageRequest } from './page.ts';
 import { tampered, type RowMacKey } from './row-mac.ts';
 
+/** What may become of a device. */
 export type DeviceMove = 'approve' | 'suspend' | 'resume' | 'revoke';
 
 const MOVES: Readonly<Record<DeviceMove, { readonly from: readonly DeviceStatus[]; readonly to: DeviceStatus }>> = {
@@ -40,6 +41,7 @@ export interface DeviceRecord extends DeviceGrant {
   readonly intact: boolean;
 }
 
+/** Which devices to list, and as whom. */
 export interface DevicePageRequest extends PageRequest {
   readonly asUserId: string;
   readonly status?: DeviceStatus;
@@ -47,6 +49,7 @@ export interface DevicePageRequest extends PageRequest {
   readonly projectId?: string;
 }
 
+/** Who moves a device, and what goes with it. */
 export interface DeviceMoveOptions {
   readonly byUserId: string;
   /** Approval only: who shall own a device that enrolled without a code. */
@@ -55,6 +58,7 @@ export interface DeviceMoveOptions {
   readonly projectId?: string;
 }
 
+/** What became of a move. */
 export type DeviceMoveOutcome =
   | { readonly outcome: 'changed'; readonly from: DeviceStatus; readonly device: DeviceRecord }
   /** No device of that id that this user can see: the two are one answer. */
@@ -66,6 +70,7 @@ export type DeviceMoveOutcome =
   /** The device has no owner yet: approval must name one, and a project. */
   | { readonly outcome: 'owner_required' };
 
+/** What may be changed of a device; what is left out stays. */
 export interface DeviceSettings {
   readonly label?: string | null;
   readonly requestsPerMinute?: number | null;
@@ -73,6 +78,7 @@ export interface DeviceSettings {
   readonly allowedModels?: readonly string[] | null;
 }
 
+/** When a device was seen. */
 export interface DeviceSighting {
   readonly deviceId: string;
   readonly seenAtMs: number;
@@ -86,6 +92,7 @@ export interface DeviceSighting {
 export interface DeviceDirectory {
   /** What this user may see, newest first. */
   list(request: DevicePageRequest): Promise<Page<DeviceRecord>>;
+  /** The device of that id, or `null` where this user can see none. */
   get(deviceId: string, options: { readonly asUserId: string }): Promise<DeviceRecord | null>;
   /**
    * Moves a device from one state to the next in one atomic step; revocation is final. In a transaction that is handed to the
@@ -109,6 +116,7 @@ export interface DeviceDirectory {
   touch(sightings: readonly DeviceSighting[]): Promise<void>;
 }
 
+/** What authenticates the rows. */
 export interface PostgresDeviceDirectoryOptions {
   /** The one with which administrators are granted and devices enroll. */
   readonly rowMacKey: RowMacKey;

@@ -38,6 +38,7 @@ import { tampered, type RowMacKey } from './row-mac.ts';
 const DAY_MS = 86_400_000;
 const KEY_ID = /^[A-Za-z0-9_-]{43}$/;
 
+/** Under which limits a device without a code may wait for approval. */
 export interface EnrollmentWithoutCode {
   /** How many devices may await approval at a time, in the whole deployment. */
   readonly maxPending: number;
@@ -45,6 +46,7 @@ export interface EnrollmentWithoutCode {
   readonly pendingMs?: number;
 }
 
+/** What authenticates the rows, and whether devices may come without a code. */
 export interface PostgresDeviceRegistryOptions {
   /** Authenticates what rows grant. */
   readonly rowMacKey: RowMacKey;
@@ -54,6 +56,7 @@ export interface PostgresDeviceRegistryOptions {
   readonly clock?: Clock;
 }
 
+/** The {@link DeviceRegistry} on PostgreSQL: each verb is one atomic step, and what rows grant bears a MAC. */
 export interface PostgresDeviceRegistry extends DeviceRegistry {
   /**
    * One round trip. A device whose time to be approved has passed is `revoked`.

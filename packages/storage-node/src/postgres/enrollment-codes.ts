@@ -36,6 +36,7 @@ export function isCodeIntact(key: RowMacKey, row: CodeGrantRow): Promise<boolean
   return isIntact(key, 'enrollment_codes', codeFields(row), { macKeyId: row.mac_key_id, mac: bytesOf(row.mac) });
 }
 
+/** An enrollment code as it is kept: its hash, and what it grants. */
 export interface NewEnrollmentCode {
   /** Base64url SHA-256 of the normalised code. */
   readonly codeHash: string;
@@ -44,6 +45,7 @@ export interface NewEnrollmentCode {
   readonly forUserId: string;
   readonly projectId: string;
   readonly label: string | null;
+  /** How many devices may enroll with it, from 1. */
   readonly maxUses: number;
   /** `false` makes the devices wait for an administrator. */
   readonly autoApprove: boolean;
@@ -53,11 +55,13 @@ export interface NewEnrollmentCode {
 /** A code as it may be shown: without its hash. */
 export interface EnrollmentCode extends Omit<NewEnrollmentCode, 'codeHash'> {
   readonly id: string;
+  /** How many devices have enrolled with it. */
   readonly uses: number;
   readonly createdAtMs: number;
   readonly revokedAtMs: number | null;
 }
 
+/** Which codes to list, and as whom. */
 export interface EnrollmentCodePageRequest extends PageRequest {
   readonly asUserId: string;
 }
@@ -78,6 +82,7 @@ export interface EnrollmentCodes {
   revoke(id: string, options: { readonly byUserId: string }): Promise<boolean>;
 }
 
+/** What authenticates the rows. */
 export interface PostgresEnrollmentCodesOptions {
   /** The one with which administrators are granted and devices enroll. */
   readonly rowMacKey: RowMacKey;

@@ -7,6 +7,7 @@ import { asRole, bytesOf, guarded, integer, type Sql, type SqlTransaction } from
 
 const SEAM = 'key_records';
 
+/** What a key is used for now: to wrap (`primary`), to unwrap only, not yet, or not any more. `destroyed` is final. */
 export type KeyRecordState = 'pre-active' | 'primary' | 'decrypt-only' | 'disabled' | 'destroyed';
 
 /** One key as the root wrapped it. */
@@ -21,6 +22,7 @@ export interface KeyRecord {
   readonly createdAtMs: number;
 }
 
+/** The wrapped keys of a deployment. */
 export interface KeyRecords {
   /** All of them, oldest first. */
   list(): Promise<readonly KeyRecord[]>;

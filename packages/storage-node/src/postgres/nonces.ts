@@ -11,6 +11,7 @@ const SEAM = 'replay_store';
 const PURGE_BATCH = 5000;
 const RECOUNT_EVERY_MS = 1000;
 
+/** How much to remember. */
 export interface PostgresReplayStoreOptions {
   /**
    * How many pairs the table may hold, live ones and those not yet purged; more are refused with `overloaded`. Processes that
@@ -21,6 +22,7 @@ export interface PostgresReplayStoreOptions {
   readonly clock?: Clock;
 }
 
+/** The {@link ReplayStore} on PostgreSQL, in a logged table, for all processes on one database. */
 export interface PostgresReplayStore extends ReplayStore {
   /** @throws UnavailableError seam `replay_store`; `overloaded` when the table is full */
   claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean>;

@@ -8,6 +8,7 @@ import { integer } from './client.ts';
 
 const MAX_LIMIT = 200;
 
+/** Which page of a list. */
 export interface PageRequest {
   /** 1 to 200; 50 by default. */
   readonly limit?: number;
@@ -15,6 +16,7 @@ export interface PageRequest {
   readonly cursor?: string | null;
 }
 
+/** One page of a list. */
 export interface Page<T> {
   readonly items: readonly T[];
   /** `null` on the last page. */

@@ -37,6 +37,7 @@ export async function grantRolesTo(client: SqlScriptClient, loginName: string): 
   );
 }
 
+/** Which tables to look at. */
 export interface AssertSafeRolesOptions {
   /** Which schemas hold tables that people's rows are in. Default: `keyguard` alone. */
   readonly schemas?: readonly string[];

@@ -32,6 +32,7 @@ export function isRotationCodeIntact(key: RowMacKey, row: RotationCodeGrantRow):
   return isIntact(key, 'rotation_codes', codeFields(row), { macKeyId: row.mac_key_id, mac: bytesOf(row.mac) });
 }
 
+/** A rotation code as it is kept: its hash, and for which device. */
 export interface NewRotationCode {
   /** Base64url SHA-256 of the normalised code. */
   readonly codeHash: string;
@@ -47,6 +48,7 @@ export interface RotationCode extends Omit<NewRotationCode, 'codeHash'> {
   readonly createdAtMs: number;
 }
 
+/** What became of a new code. */
 export type RotationCodeOutcome =
   | { readonly outcome: 'created'; readonly code: RotationCode }
   /** No device of that id that this user can see: the two are one answer. */
@@ -54,6 +56,7 @@ export type RotationCodeOutcome =
   /** Only an active device replaces its key. */
   | { readonly outcome: 'illegal'; readonly status: DeviceStatus };
 
+/** The codes with which devices replace their keys, one for each device at most. */
 export interface RotationCodes {
   /**
    * Keeps a new code, which takes the place of the one that the device had. In a transaction that is handed to the factory, it is
@@ -63,6 +66,7 @@ export interface RotationCodes {
   create(code: NewRotationCode): Promise<RotationCodeOutcome>;
 }
 
+/** What authenticates the rows. */
 export interface PostgresRotationCodesOptions {
   /** The one with which administrators are granted and devices enroll. */
   readonly rowMacKey: RowMacKey;

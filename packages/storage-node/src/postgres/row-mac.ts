@@ -12,6 +12,7 @@ import { createHmac, createSecretKey } from 'node:crypto';
 /** The ability to authenticate rows with one key. The same shape as an audit key, and MUST NOT be the same key. */
 export type RowMacKey = AuditMacKey;
 
+/** A MAC key as bytes, and its name. */
 export interface NodeMacKeyOptions {
   /** Stored beside every MAC. Never reuse it for another key. */
   readonly keyId: string;

@@ -16,11 +16,13 @@ export interface RedisClient {
 
 /** The part of an `ioredis` client that is used. */
 export interface Ioredis {
+  /** As `Redis.call` of ioredis. */
   call(command: string, ...args: string[]): Promise<unknown>;
 }
 
 /** The part of a client of `redis` or `@redis/client` that is used. */
 export interface NodeRedis {
+  /** As `sendCommand` of node-redis. */
   sendCommand(command: readonly string[]): Promise<unknown>;
 }
 
@@ -34,11 +36,15 @@ export function nodeRedisClient(redis: NodeRedis): RedisClient {
   return { send: (command) => redis.sendCommand(command) };
 }
 
+/** Those of ioredis's options that {@link ioredisOptions} sets. */
 export interface IoredisOptions {
   readonly enableOfflineQueue: false;
+  /** None: a command is sent once. */
   readonly maxRetriesPerRequest: 0;
   readonly autoResendUnfulfilledCommands: false;
+  /** In milliseconds. */
   readonly connectTimeout: number;
+  /** In milliseconds. */
   readonly socketTimeout: number;
   readonly retryStrategy: (attempt: number) => number;
   readonly reconnectOnError: (error: Error) => boolean;

@@ -16,6 +16,7 @@ const RECHECK_MS = 1000;
 const FORGOTTEN_BY_CLAIM = 4;
 const FORGOTTEN_BY_CHECK = 1000;
 
+/** Which key to use, and how much it may hold. */
 export interface RedisReplayStoreOptions {
   /** The key that holds all nonces. Stores that share it share their nonces. Default `keyguard:nonces`. */
   readonly key?: string;
@@ -31,11 +32,13 @@ export interface RedisReplayStoreOptions {
   readonly clock?: Clock;
 }
 
+/** What the store knows of itself. */
 export interface RedisReplayStoreState {
   /** From when on requests that are created then pass: in the past, but for some seconds after a loss. */
   readonly readyAtMs: number;
 }
 
+/** The {@link ReplayStore} on Redis, for all processes that share it. */
 export interface RedisReplayStore extends ReplayStore {
   /**
    * Refuses with `retryAfterMs` while the store cannot know whether the request is new: for some five seconds after Redis was empty,
