@@ -1,6 +1,6 @@
 /** The attack suites through the Express door, in each carriage. */
 import { describe } from 'vitest';
-import { attacks, enrollmentAttacks } from '@keyguard/conformance/attacks';
+import { attacks, enrollmentAttacks, rotationAttacks } from '@keyguard/conformance/attacks';
 import type { Carriage } from '@keyguard/core/canonical';
 import { expressDoor } from './wire.ts';
 
@@ -10,5 +10,8 @@ describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage)
   });
   describe('enrollment', () => {
     enrollmentAttacks(expressDoor, carriage);
+  });
+  describe('rotation', () => {
+    rotationAttacks(expressDoor, carriage);
   });
 });

@@ -1,2 +1,3 @@
 export * from './attacks.ts';
 export * from './enrollment.ts';
+export * from './rotation.ts';

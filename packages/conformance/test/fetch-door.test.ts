@@ -6,7 +6,7 @@ import { getRequestListener, type HttpBindings } from '@hono/node-server';
 import { getConnInfo } from '@hono/node-server/conninfo';
 import { Hono, type Context } from 'hono';
 import { describe, expect, it, vi } from 'vitest';
-import { attacks, enrollmentAttacks } from '@keyguard/conformance/attacks';
+import { attacks, enrollmentAttacks, rotationAttacks } from '@keyguard/conformance/attacks';
 import { AUTHORITY, dial, NOW_MS, send, toBytes, wireThrough, type Door, type WireRequest } from '@keyguard/conformance/wire';
 import type { Carriage } from '@keyguard/core/canonical';
 import { fetchDevices, fetchDoor } from '@keyguard/server-verifier/fetch';
@@ -35,6 +35,9 @@ describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage)
   });
   describe('enrollment', () => {
     enrollmentAttacks(fetchDoorOnHono, carriage);
+  });
+  describe('rotation', () => {
+    rotationAttacks(fetchDoorOnHono, carriage);
   });
 });
 

@@ -1,6 +1,6 @@
 /**
- * What the rotation of a device key must reject, by the numbers of the protocol (N73 to N78): through the real Express router, over
- * real sockets, in each carriage. Every refusal is asserted together with that the device still has the key that it had.
+ * What the rotation of a device key must reject, by the numbers of the protocol (N73 to N78): through the routes of a door, over
+ * real sockets, in one carriage. Every refusal is asserted together with that the device still has the key that it had.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { fromBase64, fromBase64Url, toBase64, toBase64Url, utf8 } from '@keyguard/core/bytes';
@@ -8,7 +8,7 @@ import { rotationProofText, type Carriage, type RotationProofParts } from '@keyg
 import type { Bytes, Device, SigningKey } from '@keyguard/core/seams';
 import { webCryptoRandom } from '@keyguard/core/system';
 import { generateRotationCode, hashRotationCode, type SelfRotationEvent } from '@keyguard/server-verifier';
-import { AUTHORITY, exchange, NOW_MS, send, toBytes, valueOf, wireIn, withHeader, type SignOptions, type WireAnswer, type WireRequest, type Workbench } from './wire.ts';
+import { AUTHORITY, exchange, NOW_MS, send, toBytes, valueOf, wireThrough, withHeader, type Door, type SignOptions, type WireAnswer, type WireRequest, type Workbench } from './wire.ts';
 
 const random = webCryptoRandom();
 
@@ -21,8 +21,8 @@ interface Rotating extends Omit<SignOptions, 'random'> {
   readonly proven?: Partial<RotationProofParts>;
 }
 
-describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage) => {
-  const { openWorkbench, signed } = wireIn(carriage);
+export function rotationAttacks<App>(door: Door<App>, carriage: Carriage): void {
+  const { openWorkbench, signed } = wireThrough(door, carriage);
   let bench: Workbench;
   beforeAll(async () => {
     bench = await openWorkbench();
@@ -413,4 +413,4 @@ describe.each<Carriage>(['headers', 'rfc9421'])('in the carriage %s', (carriage)
       await own.close();
     });
   });
-});
+}
