@@ -6,7 +6,7 @@
  * A pending key is not thrown away for a refusal, and still less for a silence: a request that was sent for it, by this program,
  * another tab or a proxy that kept it, may be carried out yet, and the device would hold no key that the server takes.
  *
- * @see docs/spec/request-signing.md section 16; docs/decisions/0014-pending-keys.md
+ * @see docs/spec/request-signing.md sections 16 and 17; docs/decisions/0014-pending-keys.md
  */
 import { toBase64, utf8 } from './bytes.ts';
 import { rotationProofText } from './canonical.ts';
