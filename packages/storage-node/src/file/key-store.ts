@@ -9,7 +9,7 @@ import { UsageError } from '@keyguard/core/errors';
 import type { Bytes, KeyStore, SigningKey } from '@keyguard/core/seams';
 import { makeKeyFile, openKeyFile } from './device-key-file.ts';
 import { derive, fileKeyProvider, readOrCreateSalt, type NamedKeyProvider } from './key-provider.ts';
-import { choosePending, filesOf, findPending, isKeyFile, isStoreFile, listPendingFiles, pendingFile, removeFilesOf, type PendingFile } from './pending-file.ts';
+import { choosePending, filesOf, findPending, isKeyFile, isStoreFile, listPendingFiles, pendingFile, removeFilesOf } from './pending-file.ts';
 import {
   assertPrivateDirectory,
   createPrivateFile,
@@ -104,11 +104,14 @@ export function fileKeyStore(options: FileKeyStoreOptions): KeyStore {
     return null;
   }
 
-  async function readPending(name: string, current: SigningKey): Promise<{ path: string; key: SigningKey } | { nextIndex: number }> {
+  /** The pending key of that name; or which choice is to be made to have one; or `null` for a name without a key. */
+  async function readPending(name: string): Promise<{ path: string; key: SigningKey } | { currentKeyId: string; nextIndex: number } | null> {
+    const current = await read(name);
+    if (current === null) return null;
     const { found, nextIndex } = await findPending(filesOf(directory, name), current.keyId, MAX_FILE_BYTES);
     if (found === null) {
       known.delete(`pending${name}`);
-      return { nextIndex };
+      return { currentKeyId: current.keyId, nextIndex };
     }
     const key = await openOnce('pending', name, found.path, found.bytes);
     if (key.keyId !== found.keyId) throw unusable(`${found.path} holds another key than it says: restore the right file from a backup, or delete it.`);
@@ -129,10 +132,8 @@ export function fileKeyStore(options: FileKeyStoreOptions): KeyStore {
 
   /** The pending key of that name, if it has this id. */
   async function findById(name: string, pendingKeyId: string): Promise<{ path: string; key: SigningKey } | null> {
-    const current = await read(name);
-    if (current === null) return null;
-    const pending = await readPending(name, current);
-    return 'key' in pending && pending.key.keyId === pendingKeyId ? pending : null;
+    const pending = await readPending(name);
+    return pending !== null && 'key' in pending && pending.key.keyId === pendingKeyId ? pending : null;
   }
 
   return {
@@ -155,8 +156,7 @@ export function fileKeyStore(options: FileKeyStoreOptions): KeyStore {
     },
     async getPending(name: string): Promise<SigningKey | null> {
       return inDirectory(name, null, async () => {
-        const current = await read(name);
-        const pending = current && (await readPending(name, current));
+        const pending = await readPending(name);
         return pending !== null && 'key' in pending ? pending.key : null;
       });
     },
@@ -164,26 +164,21 @@ export function fileKeyStore(options: FileKeyStoreOptions): KeyStore {
       const key = await inDirectory(name, null, async () => {
         const files = filesOf(directory, name);
         await sweepOnce();
-        const made: PendingFile[] = [];
-        let kept: string | undefined;
-        try {
-          for (;;) {
-            const current = await read(name);
-            if (current === null) return null;
-            const pending = await readPending(name, current);
-            if ('key' in pending) {
-              kept = pending.path;
-              return pending.key;
-            }
-            const { keyId, bytes } = await makeKeyFile(name, await openRoot(), crypto);
-            const file = pendingFile(files, current.keyId, keyId);
-            made.push(file);
-            await createPrivateFile(file.path, bytes);
-            await choosePending(files, current.keyId, pending.nextIndex, keyId);
+        const made: string[] = [];
+        for (;;) {
+          const pending = await readPending(name);
+          if (pending === null || 'key' in pending) {
+            // Not chosen, or chosen to replace a key that is no longer there. After an error they stay: another may have been
+            // given what was chosen, and the server may know it.
+            for (const path of made) if (path !== pending?.path) await removeFile(path);
+            return pending === null ? null : pending.key;
           }
-        } finally {
-          // Not chosen, or chosen to replace a key that is no longer there.
-          for (const { path } of made) if (path !== kept) await removeFile(path);
+          const { currentKeyId, nextIndex } = pending;
+          const { keyId, bytes } = await makeKeyFile(name, await openRoot(), crypto);
+          const { path } = pendingFile(files, currentKeyId, keyId);
+          made.push(path);
+          await createPrivateFile(path, bytes);
+          await choosePending(files, currentKeyId, nextIndex, keyId);
         }
       });
       if (key === null) throw new UsageError('not_enrolled', 'There is no key of that name which another could replace.');
