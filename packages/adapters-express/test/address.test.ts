@@ -23,6 +23,9 @@ async function ask(trustProxy: unknown, mount: (app: Express, door: express.Requ
       byDoor = incoming.ip;
       throw new RejectedError('ip_not_allowed', 'Seen.');
     },
+    async recheck() {
+      throw new RejectedError('ip_not_allowed', 'Never asked.');
+    },
   };
   const door = keyguard(verifier);
   const app = express();

@@ -1,6 +1,7 @@
 /**
  * What every {@link DeviceRegistry} must keep: a key id belongs to one device for ever, a code is used as often as it says and no
- * more, a key is replaced in one step, and what was acknowledged is seen at once.
+ * more, a key is replaced in one step, and what was acknowledged is seen at once; by one that keeps what it read, within the bound
+ * that it names.
  */
 import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { isUnavailable } from '@keyguard/core/errors';
@@ -169,7 +170,11 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       const one = await request(await code());
       const answer = await subject.registry.enroll(one);
       if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
+      // So that whoever keeps a device keeps this one.
+      expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'active' });
+      expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'active' });
       await subject.revoke(answer.device.deviceId);
+      await subject.afterBound?.();
       expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
       expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
       expect(await subject.registry.enroll({ ...one, codeHash: await code() })).toEqual({ outcome: 'key_exists' });

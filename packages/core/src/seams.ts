@@ -172,7 +172,12 @@ export type KeyRotationOutcome =
 
 /** The devices that a verifier trusts. A key id belongs to one device for ever, also after revocation. */
 export interface DeviceRegistry {
-  /** The device that has or had this key, or `null`. MUST see every change that was acknowledged before the call. */
+  /**
+   * The device that has or had this key, or `null`. MUST see every change that was acknowledged before the call. One that answers
+   * from what it keeps MUST instead name a bound, one second at most: no answer that it gives leaves out a change that was
+   * acknowledged longer ago than that, and where it cannot tell it throws. It too MUST see at once a key that it did not know, and
+   * every change that was made through its own process.
+   */
   findByKeyId(keyId: string): MaybePromise<Device | null>;
   /**
    * Enrolls in one atomic step: the key id is new, the code has a use left and loses it, the device is written.
@@ -188,6 +193,33 @@ export interface DeviceRegistry {
    * nothing was rotated. Of racing callers with one code, or with several new keys for one old key, exactly one MUST win.
    */
   rotate(request: KeyRotationRequest): MaybePromise<KeyRotationOutcome>;
+}
+
+/** What changed, and from where to ask on. */
+export interface ChangedDevices {
+  /** Opaque: for the next call. */
+  readonly cursor: string;
+  /** The devices that changed, in any order; or `reset`: any device may have. */
+  readonly deviceIds: readonly string[] | 'reset';
+}
+
+/** Tells which devices changed, to whoever keeps what it once read of them. */
+export interface DeviceChanges {
+  /**
+   * The devices of which anything that {@link DeviceRegistry.findByKeyId} tells has changed since `cursor`: the one of an earlier
+   * answer, or `null` for none, and then the answer is `reset`.
+   *
+   * MUST name every device with a change that was acknowledged before the call and that no answer on the way to `cursor` has named,
+   * in whatever order concurrent changes came to be durable. MUST NOT name a change before `findByKeyId` sees it: what is read
+   * again too early would be kept. MUST answer `reset` where it cannot tell what it has named (too many changes, a cursor that is
+   * too old or another server's), and throw where it might not see all (a standby). MAY name a device that has not changed.
+   */
+  since(cursor: string | null): MaybePromise<ChangedDevices>;
+  /**
+   * Calls `hint` when there may be something to ask for; answers with how to end that. Makes a change known sooner and nothing
+   * more: a hint may be lost, doubled or late.
+   */
+  onHint?(hint: () => void): () => void;
 }
 
 /** Remembers which `(keyId, nonce)` pairs were used. */

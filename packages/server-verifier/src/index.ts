@@ -19,3 +19,5 @@ export { deviceRoutes, type DeviceAnswer, type DeviceRoute, type DeviceRoutesOpt
 export { bodyBudget, bodyBuffer, type BodyBudget, type BodyBuffer, type BodyLease, type Charge } from './body.ts';
 export { messageReceiver, readRawBody, type MessageFacts, type MessageReceiver } from './node.ts';
 export { fetchDevices, fetchDoor, problemResponse, type FetchDevicesOptions, type FetchDoor, type FetchDoorOptions, type FetchVerdict } from './fetch.ts';
+export { cachedDeviceRegistry, type CachedDeviceRegistry, type CachedDeviceRegistryOptions } from './device-cache.ts';
+export { watchDeviceChanges, type DeviceChangeListener, type DeviceWatch, type DeviceWatchOptions } from './device-watch.ts';

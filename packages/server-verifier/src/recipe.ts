@@ -247,14 +247,28 @@ export function signatureInvalid(detail: string): RejectedError {
 
 /** Step 5: the device may call, with this key, from this address. Only the holder of the key may be told. */
 export function demandActive(context: VerifierContext, device: Device, ip: string | null): void {
-  if (device.status === 'pending') throw new RejectedError('device_pending', 'This device awaits approval by an administrator.');
-  if (device.status === 'suspended') throw new RejectedError('device_suspended', 'This device is suspended: ask an administrator.');
-  if (device.status !== 'active') throw new RejectedError('device_revoked', 'This device is revoked for good: enroll a new key.');
+  demandStatus(device);
   const retiring = device.keyState === 'retiring' && device.keyRetiresAtMs !== null && readClock(context) < device.keyRetiresAtMs;
   if (device.keyState !== 'current' && !retiring) {
     throw signatureInvalid('retired key');
   }
-  if (device.ipAllowlist !== null && !matcherOf(device.ipAllowlist)(ip)) throw ipNotAllowed();
+  demandAddress(device, ip);
+}
+
+/** Of {@link demandActive} what also holds for a request that was accepted before: a key that was replaced since was good then. */
+export function demandStillActive(device: Device, ip: string | null): void {
+  demandStatus(device);
+  demandAddress(device, ip);
+}
+
+function demandStatus({ status }: Device): void {
+  if (status === 'pending') throw new RejectedError('device_pending', 'This device awaits approval by an administrator.');
+  if (status === 'suspended') throw new RejectedError('device_suspended', 'This device is suspended: ask an administrator.');
+  if (status !== 'active') throw new RejectedError('device_revoked', 'This device is revoked for good: enroll a new key.');
+}
+
+function demandAddress({ ipAllowlist }: Device, ip: string | null): void {
+  if (ipAllowlist !== null && !matcherOf(ipAllowlist)(ip)) throw ipNotAllowed();
 }
 
 const matchers = new WeakMap<readonly string[], IpMatcher>();

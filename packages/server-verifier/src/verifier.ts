@@ -16,6 +16,7 @@ import {
   demandActive,
   demandAllowed,
   demandFresh,
+  demandStillActive,
   findDevice,
   findSigner,
   readClock,
@@ -66,6 +67,15 @@ export interface Verifier {
    * @throws UnavailableError when a seam failed: nothing is let through
    */
   verify(incoming: IncomingRequest, options?: VerifyOptions): Promise<VerifiedRequest>;
+  /**
+   * Resolves while the device of a verified request may call from its address: for answers that last, such as streams. Ask every
+   * half second or so, and end what is refused. A key that was replaced since ends nothing that it began; shut a device for that.
+   * Both arguments MUST be what `verify` was given and answered. `onRejected` is not told.
+   * @throws RejectedError `device_pending`, `device_suspended`, `device_revoked`, `ip_not_allowed`; `signature_invalid` for a key
+   *   that is not there any more
+   * @throws UnavailableError when a seam failed: nobody knows
+   */
+  recheck(keyId: string, ip: string | null): Promise<Device>;
 }
 
 /**
@@ -80,6 +90,12 @@ export function createVerifier(options: VerifierOptions): Verifier {
     verify(incoming: IncomingRequest, { insecureAnyStatus = false }: VerifyOptions = {}): Promise<VerifiedRequest> {
       const proven = { keyId: null, deviceId: null };
       return reporting(context, incoming, proven, () => verifyInOrder(context, incoming, insecureAnyStatus, proven));
+    },
+    async recheck(keyId: string, ip: string | null): Promise<Device> {
+      const device = await findDevice(context, keyId);
+      if (device === null) throw signatureInvalid('unknown key');
+      demandStillActive(device, ip);
+      return device;
     },
   });
 }

@@ -1,0 +1,48 @@
+/** A cached registry keeps the contract of a registry, with the bound that it names. Two caches over one registry are two processes. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { deviceRegistryConformance } from '@keyguard/conformance';
+import { memoryDeviceRegistry } from '@keyguard/core/memory';
+import type { DeviceChanges, DeviceRegistry } from '@keyguard/core/seams';
+import { cachedDeviceRegistry, watchDeviceChanges, type CachedDeviceRegistry } from '@keyguard/server-verifier';
+
+const MAX_STALE_MS = 200;
+
+deviceRegistryConformance(
+  'cachedDeviceRegistry over memoryDeviceRegistry',
+  () => {
+    const devices = memoryDeviceRegistry();
+    const log: string[] = [];
+    const changes: DeviceChanges = {
+      since: (cursor) => ({ cursor: String(log.length), deviceIds: cursor === null ? 'reset' : log.slice(Number(cursor)) }),
+    };
+    // What a store of its own would do by itself.
+    const logged: DeviceRegistry = {
+      ...devices,
+      async rotate(request) {
+        const answer = await devices.rotate(request);
+        if (answer.outcome === 'rotated') log.push(answer.device.deviceId);
+        return answer;
+      },
+    };
+    const watches = [0, 1].map(() => watchDeviceChanges(changes, { pollEveryMs: MAX_STALE_MS / 4, maxStaleMs: MAX_STALE_MS }));
+    const [registry, peer] = watches.map((watch) => cachedDeviceRegistry(logged, watch)) as [CachedDeviceRegistry, CachedDeviceRegistry];
+    const move = (deviceId: string, transition: 'suspend' | 'revoke'): void => {
+      devices.transition(deviceId, transition);
+      log.push(deviceId);
+    };
+    return {
+      registry,
+      peer,
+      nowMs: () => Date.now(),
+      addCode: (code) => devices.addCode(code),
+      addRotationCode: (code) => devices.addRotationCode(code),
+      suspend: (deviceId) => move(deviceId, 'suspend'),
+      revoke: (deviceId) => move(deviceId, 'revoke'),
+      afterBound: () => sleep(MAX_STALE_MS),
+      close: () => {
+        for (const watch of watches) watch.stop();
+      },
+    };
+  },
+  { inMemory: true },
+);
