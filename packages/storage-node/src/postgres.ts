@@ -31,6 +31,7 @@ export { nodeMacKey, type NodeMacKeyOptions, type RowMacKey } from './postgres/r
 export type { Page, PageRequest } from './postgres/page.ts';
 export { postgresAdministrators, type Administrators, type PostgresAdministratorsOptions } from './postgres/administrators.ts';
 export type { DeviceGrant, EnrolledDevice } from './postgres/device-rows.ts';
+export { postgresDeviceChanges, type PgListener, type PostgresDeviceChangesOptions } from './postgres/device-changes.ts';
 export * from './postgres/device-directory.ts';
 export {
   postgresDeviceRegistry,

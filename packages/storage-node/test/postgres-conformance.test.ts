@@ -1,11 +1,13 @@
 /** The stores keep the contracts of their seams, on both databases. */
-import { auditSinkConformance, deviceRegistryConformance, replayStoreConformance } from '@keyguard/conformance';
-import { randomBytes } from 'node:crypto';
+import { auditSinkConformance, deviceChangesConformance, deviceRegistryConformance, replayStoreConformance } from '@keyguard/conformance';
+import { generateKeyPair, signingKey } from '@keyguard/core/keys';
+import { createHash, randomBytes } from 'node:crypto';
 import { afterAll, describe } from 'vitest';
 import {
   nodeMacKey,
   postgresAdministrators,
   postgresAuditSink,
+  postgresDeviceChanges,
   postgresDeviceDirectory,
   postgresDeviceRegistry,
   postgresEnrollmentCodes,
@@ -69,6 +71,46 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       },
       suspend: (deviceId) => move(deviceId, 'suspend'),
       revoke: (deviceId) => move(deviceId, 'revoke'),
+      break: database.cut,
+      close: database.close,
+    };
+  });
+
+  deviceChangesConformance(`postgresDeviceChanges on ${title}`, async () => {
+    const database = await (await substrate()).open();
+    await postgresAdministrators(database.app, { rowMacKey }).grant('admin', { grantedBy: 'setup' });
+    const codes = postgresEnrollmentCodes(database.app, { rowMacKey });
+    const directory = postgresDeviceDirectory(database.app, { rowMacKey });
+    const registry = postgresDeviceRegistry(database.app, { rowMacKey });
+    const changed = async (work: Promise<{ readonly outcome: string }>): Promise<void> => {
+      const { outcome } = await work;
+      if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+    };
+    const by = { byUserId: 'admin' };
+    return {
+      changes: postgresDeviceChanges(database.app),
+      peer: postgresDeviceChanges(database.peer),
+      registry,
+      async enroll() {
+        const codeHash = createHash('sha256').update(randomBytes(16)).digest('base64url');
+        await codes.create({ codeHash, createdBy: 'admin', forUserId: 'user-1', projectId: 'project-1', label: null, maxUses: 1, autoApprove: true, expiresAtMs: Date.now() + 900_000 });
+        const { keyId, publicKey } = await signingKey(await generateKeyPair());
+        const answer = await registry.enroll({ keyId, publicKey, codeHash, label: null, fingerprint: null, nowMs: Date.now() });
+        if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
+        return { deviceId: answer.device.deviceId, keyId };
+      },
+      revoke: (deviceId) =>
+        database.app.transaction(async (tx) => {
+          await changed(postgresDeviceDirectory(tx, { rowMacKey }).transition(deviceId, 'revoke', by));
+          await tx.query(`SELECT pg_sleep(random() / 50)`);
+        }),
+      moves: {
+        suspend: (deviceId) => changed(directory.transition(deviceId, 'suspend', by)),
+        limit: (deviceId) => changed(directory.configure(deviceId, { requestsPerMinute: 7 }, by)),
+        allowlist: (deviceId) => changed(directory.configure(deviceId, { ipAllowlist: ['192.0.2.0/24'] }, by)),
+        models: (deviceId) => changed(directory.configure(deviceId, { allowedModels: ['m'] }, by)),
+        label: (deviceId) => changed(directory.configure(deviceId, { label: 'Another' }, by)),
+      },
       break: database.cut,
       close: database.close,
     };

@@ -36,6 +36,8 @@ export interface Substrate {
   create(): Promise<Database>;
   /** A database that is migrated, with its login. */
   open(): Promise<Database>;
+  /** Where the login that serves finds the database of that name; for a real PostgreSQL. */
+  urlOf?(name: string): string;
   stop(): Promise<void>;
 }
 
@@ -184,6 +186,7 @@ export async function postgresSubstrate(running?: OwnServer): Promise<Substrate>
       await grantRolesTo(database.owner, login);
       return database;
     },
+    urlOf: (name) => urlFor(server.url, name, login, password),
     async stop(): Promise<void> {
       for (const name of databases) await superuser.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
       await superuser.query(`DROP ROLE IF EXISTS ${login}`);

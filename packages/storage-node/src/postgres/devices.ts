@@ -1,8 +1,9 @@
 /**
  * The devices that a verifier trusts, in PostgreSQL, as `kg_verifier`.
  *
- * Every row that lets a device in is checked against its MAC each time it is used: a row that was changed behind this code's
- * back is an outage of the registry for that device, never a pass, and no other device notices.
+ * Every row that lets a device in is checked against its MAC each time it is read: a row that was changed behind this code's
+ * back is an outage of the registry for that device, never a pass, and no other device notices. Whoever keeps what was read (a
+ * cache) keeps what was checked, and sees a row that was changed around the triggers when it reads it the next time.
  */
 import { UsageError } from '@keyguard/core/errors';
 import type {

@@ -31,7 +31,8 @@ export async function grantRolesTo(client: SqlScriptClient, loginName: string): 
       await tx.script(`GRANT USAGE ON SCHEMA keyguard TO ${login.name}`);
       await tx.script(
         `GRANT EXECUTE ON FUNCTION keyguard.find_device(text), keyguard.claim_nonce(text, text, bigint, bigint),
-          keyguard.purge_nonces(bigint, integer), keyguard.count_nonces(integer) TO ${login.name}`,
+          keyguard.purge_nonces(bigint, integer), keyguard.count_nonces(integer),
+          keyguard.changed_devices(text, pg_snapshot, integer) TO ${login.name}`,
       );
     }),
   );
