@@ -7,11 +7,21 @@ import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
-import { createEnrollment, createRotation, createVerifier, definePolicy, memoryRateLimiter, type PolicyOptions } from '@keyguard/server-verifier';
+import {
+  cachedDeviceRegistry,
+  createEnrollment,
+  createRotation,
+  createVerifier,
+  definePolicy,
+  memoryRateLimiter,
+  watchDeviceChanges,
+  type PolicyOptions,
+} from '@keyguard/server-verifier';
 import {
   assertSafeRoles,
   grantRolesTo,
   postgresAdministrators,
+  postgresDeviceChanges,
   postgresDeviceDirectory,
   postgresKeyRecords,
   postgresReplayStore,
@@ -46,6 +56,7 @@ const DRAIN_MS = 28_000;
 const STOP_MS = 30_000;
 const PURGE_EVERY_MS = 60_000;
 const FLUSH_EVERY_MS = 5_000;
+const REVIEW_EVERY_MS = 500;
 const SETUP_TRIES_PER_MINUTE = 10;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
@@ -160,7 +171,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
 
   const database = await openDatabase(config, log);
   undo.push(() => database.close());
-  const { sql } = database;
+  const { sql, prompt } = database;
 
   const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
   const audit = auditLog(sql, keys);
@@ -176,7 +187,23 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   };
 
   const replayStore = postgresReplayStore(sql);
-  const registry = auditedRegistry(sql, keys, audit);
+  // Devices are kept in memory; every replica hears within a second of what another one changed.
+  let isFeedSilent = false;
+  const watch = watchDeviceChanges(postgresDeviceChanges(prompt), {
+    onFailure(error) {
+      if (!isFeedSilent) log.warn({ error: describeError(error) }, 'nothing is heard of changed devices');
+      isFeedSilent = true;
+    },
+  });
+  undo.push(() => watch.stop());
+  watch.listen({
+    onChanged() {},
+    onCaughtUp() {
+      if (isFeedSilent) log.info('changed devices are heard of again');
+      isFeedSilent = false;
+    },
+  });
+  const registry = cachedDeviceRegistry(auditedRegistry(sql, keys, audit), watch);
   const verification = {
     policy,
     registry,
@@ -217,6 +244,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     providerKeys: (device, provider) => providers.find(device, provider),
     // An ending is written when its request may be over: it is joined to its beginning by the call's id.
     audit: (event) => (event.type === 'ended' ? audit.recordAsIs(callAuditEntry(event)) : audit.record(callAuditEntry(event))),
+    recheck: (keyId, ip) => verifier.recheck(keyId, ip),
     onFault,
   });
   undo.push(() => proxy.close());
@@ -231,7 +259,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     trustedHops: config.trustedHops,
     allowedOrigins: config.allowedOrigins,
     isSecure: origins[0].startsWith('https:'),
-    health: healthRoutes({ sql, isStopping: () => isStopping }),
+    health: healthRoutes({ sql, devicesAreWatched: () => watch.caughtUp(), isStopping: () => isStopping }),
     verifier,
     enrollment,
     rotation,
@@ -247,7 +275,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     }),
     authenticate: authenticate({ auth, sql, administrators, origins }),
     controlPlane: [
-      deviceRoutes({ sql, keys, audit, readJson, onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+      deviceRoutes({ sql, keys, audit, readJson, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
       apiKeyRoutes({ apiKeys, readJson }),
       auditRoutes({ sql, deploymentId: keys.deploymentId }),
     ],
@@ -259,6 +287,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     setInterval(() => {
       work().catch(onFault);
     }, ms);
+  const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
   const timers = [every(PURGE_EVERY_MS, () => replayStore.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}.`);
@@ -284,7 +313,9 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       // From here on /readyz says no, and the proxy takes no new calls; whoever asks is still told so.
       isStopping = true;
       for (const timer of timers) clearInterval(timer);
+      // What still runs is ended for a device that is shut meanwhile, as ever.
       await proxy.drain(DRAIN_MS);
+      clearInterval(reviews);
       const closed = new Promise<void>((resolve) => {
         server.close(() => resolve());
       });
@@ -295,6 +326,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       proxy.close();
       await demo?.close();
       await seen.flush().catch(onFault);
+      watch.stop();
       await database.close();
     },
   };

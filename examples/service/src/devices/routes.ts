@@ -31,7 +31,9 @@ export interface DeviceRoutesOptions {
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
   readonly readJson: JsonReader;
-  /** Told of every device that may not call any more, once that is durable. */
+  /** Told of every device that was changed, once that is durable and before it is acknowledged. */
+  readonly onChanged: (deviceId: string) => void;
+  /** Told, after that, of every device that may not call any more. */
   readonly onShut: (deviceId: string) => void;
   readonly clock?: Clock;
 }
@@ -39,7 +41,7 @@ export interface DeviceRoutesOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceRoutes({ sql, keys, audit, readJson, onShut, clock = systemClock }: DeviceRoutesOptions): Router {
+export function deviceRoutes({ sql, keys, audit, readJson, onChanged, onShut, clock = systemClock }: DeviceRoutesOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const { rowMacKey } = keys;
   const directory = postgresDeviceDirectory(sql, { rowMacKey, clock });
@@ -131,6 +133,7 @@ export function deviceRoutes({ sql, keys, audit, readJson, onShut, clock = syste
       });
       if (result.outcome === 'forbidden') await audit.record({ ...entry, outcome: 'refused' });
       if (result.outcome !== 'changed') throw refusalOf(result, move);
+      onChanged(deviceId);
       if (move === 'suspend' || move === 'revoke') onShut(deviceId);
       sendJson(response, deviceJson(result.device));
     });

@@ -43,6 +43,11 @@ const FAILURES = {
     shouldRetry: false,
     message: 'This device may no longer call, so its running call was ended.',
   },
+  device_unvouched: {
+    status: 503,
+    retryAfterSeconds: 1,
+    message: 'KeyGuard can no longer tell whether this device may call, so its running call was ended. Try again.',
+  },
   internal_error: {
     status: 500,
     shouldRetry: false,

@@ -7,7 +7,7 @@ import { randomUUID } from 'node:crypto';
 import type { Request, RequestHandler, Response } from 'express';
 import { sendProblem, verifiedRequest, type RejectionSender } from '@keyguard/adapters-express';
 import { isFieldValue } from '@keyguard/core/canonical';
-import { isUnavailable, UnavailableError, UsageError } from '@keyguard/core/errors';
+import { isRejected, isUnavailable, UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { Clock, Device } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import type { VerifiedRequest } from '@keyguard/server-verifier';
@@ -33,6 +33,11 @@ export interface LlmProxyOptions {
   readonly providerKeys: (device: Device, provider: string) => Promise<ProviderKey | null>;
   /** MUST have appended the event durably when it resolves. See `call-events.ts` for what waits for it. */
   readonly audit: (event: CallEvent) => Promise<unknown>;
+  /**
+   * Resolves while the device of that key may call from that address, and rejects with a RejectedError once it may not; with
+   * anything else where nobody can tell. As `verifier.recheck` does.
+   */
+  readonly recheck: (keyId: string, ip: string | null) => Promise<unknown>;
   /** Told of what an operator must look into and no client is told: errors of the two functions above, and mistakes here. */
   readonly onFault: (error: unknown) => void;
   readonly limits?: Partial<LlmProxyLimits>;
@@ -47,6 +52,11 @@ export interface LlmProxy {
   /** Ends the running calls of a device, event streams with an error event. */
   endCallsOf(deviceId: string): void;
   /**
+   * Asks `recheck` of every running call, and ends those that may not go on, and those for which nobody could answer for too long;
+   * event streams with an error event. To be called every half second: the latter then end some five seconds after the last news.
+   */
+  review(): void;
+  /**
    * Stops: new calls are answered 503; running ones have `withinMs` to end by themselves, then event streams end with an error
    * event and other calls with an error. Resolves when none is left: a client that takes no last word is cut off a second later.
    */
@@ -59,6 +69,11 @@ export interface LlmProxy {
 
 interface RunningCall {
   readonly deviceId: string;
+  readonly keyId: string;
+  readonly ip: string | null;
+  /** When it was last known that the device may call, by the monotonic clock. */
+  vouchedAtMs: number;
+  isUnderReview: boolean;
   readonly response: Response;
   /** Resolves when the call is over and recorded; never rejects. */
   done: Promise<void>;
@@ -76,19 +91,24 @@ interface Exchange {
 // TRACE among others stays out: it would have the upstream repeat the provider key to the client.
 const METHODS: ReadonlySet<string> = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE']);
 const LAST_WORDS_MS = 1000;
+// Nine reviews after the last one that was answered, which may have been answered by news of a second before: so a call ends
+// between five and six seconds after the last news.
+const UNVOUCHED_MS = 4250;
+// What keeps everyone from vouching for a device mostly keeps the ending from being written down too.
+const UNVOUCHED_RECORD_MS = 250;
 const MIN_EVENT_BYTES = 128 * 1024;
 // A timer beyond this fires at once.
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** @throws UsageError `invalid_option` */
 export function llmProxy(options: LlmProxyOptions): LlmProxy {
-  const { providerKeys, audit, onFault, clock = systemClock } = options;
+  const { providerKeys, audit, recheck, onFault, clock = systemClock } = options;
   const limits = checkLimits({ ...DEFAULT_FORWARD_LIMITS, seamTimeoutMs: 2000, ...options.limits });
   const forwarder = createForwarder(limits);
   const running = new Set<RunningCall>();
   let stopping = false;
 
-  const append = (event: CallEvent): Promise<unknown> => answered('audit', limits.seamTimeoutMs, () => audit(event));
+  const append = (event: CallEvent, withinMs = limits.seamTimeoutMs): Promise<unknown> => answered('audit', withinMs, () => audit(event));
 
   /** Answers the call; resolves when its response is closed and its ending recorded. */
   async function serve(exchange: Exchange, control: RunningCall): Promise<void> {
@@ -113,8 +133,9 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
 
     await append({ ...call, type: 'started' });
     const recordEnd = async (ending: CallEnding): Promise<void> => {
+      const withinMs = ending.outcome === 'device_unvouched' ? UNVOUCHED_RECORD_MS : limits.seamTimeoutMs;
       try {
-        await append({ ...call, ...ending, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs });
+        await append({ ...call, ...ending, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs }, withinMs);
       } catch (error) {
         onFault(error);
       }
@@ -156,11 +177,34 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
   }
 
   function handle(exchange: Exchange): Promise<void> {
-    const { verified, response } = exchange;
-    const control: RunningCall = { deviceId: verified.device.deviceId, response, done: Promise.resolve(), end: () => {} };
+    const { verified, request, response } = exchange;
+    const control: RunningCall = {
+      deviceId: verified.device.deviceId,
+      keyId: verified.keyId,
+      ip: request.ip ?? null,
+      vouchedAtMs: performance.now(),
+      isUnderReview: false,
+      response,
+      done: Promise.resolve(),
+      end: () => {},
+    };
     running.add(control);
     control.done = serveOrFail(exchange, control);
     return control.done;
+  }
+
+  async function reviewOne(call: RunningCall): Promise<void> {
+    call.isUnderReview = true;
+    const askedAtMs = performance.now();
+    try {
+      await recheck(call.keyId, call.ip);
+      call.vouchedAtMs = askedAtMs;
+    } catch (error) {
+      if (isRejected(error)) call.end('device_cut_off');
+      else if (performance.now() - call.vouchedAtMs >= UNVOUCHED_MS) call.end('device_unvouched');
+    } finally {
+      call.isUnderReview = false;
+    }
   }
 
   return {
@@ -180,6 +224,10 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
 
     endCallsOf(deviceId) {
       for (const call of running) if (call.deviceId === deviceId) call.end('device_cut_off');
+    },
+
+    review() {
+      for (const call of running) if (!call.isUnderReview) void reviewOne(call);
     },
 
     async drain(withinMs) {

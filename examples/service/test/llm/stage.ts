@@ -83,6 +83,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
   const proxy = llmProxy({
     providerKeys: async () => ({ upstream, apiKey }),
     audit: async (event) => events.push(event),
+    recheck: (keyId, ip) => verifier.recheck(keyId, ip),
     onFault: (error) => faults.push(error),
     ...options,
   });
