@@ -77,7 +77,7 @@ export const express: Suite = async ({ quick }) => {
         title: 'Whole servers, POST with a body of 1 KiB',
         about:
           'One core for the server, the other for the load; 48 keep-alive connections, one request in flight on each, signed ahead. KeyGuard reads the raw body, ' +
-          'finds the device, verifies, keeps the nonce and counts two limits. A bearer token covers neither the request nor its replay. Unless it says ' +
+          'finds the device (kept in memory, behind a feed of changes), verifies, keeps the nonce and counts two limits. A bearer token covers neither the request nor its replay. Unless it says ' +
           'otherwise every server reads the body as bytes: the Express ones by express.raw, KeyGuard by its own reader.',
         unit: 'requests/s',
         rows: rowsOf(rates, kinds),

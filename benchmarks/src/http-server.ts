@@ -15,7 +15,7 @@ import { createVerifier, nodePrimitives } from '@keyguard/server-verifier';
 import express, { type Express, type RequestHandler } from 'express';
 import { createVerifier as createRfc9421Verifier, httpbis } from 'http-message-signatures';
 import { jwtVerify } from 'jose';
-import { AUTHORITY, contentDigest, keyFrom, makeRequest, quickSigner, registryOf, type Key, type PrivateJwk } from './material.ts';
+import { AUTHORITY, cachedRegistryOf, contentDigest, keyFrom, makeRequest, quickSigner, type Key, type PrivateJwk } from './material.ts';
 import { RFC9421_REQUIRED } from './rfc9421.ts';
 
 export type ServerName = keyof typeof SERVERS;
@@ -46,7 +46,7 @@ const SERVERS = {
       keyguard(
         createVerifier({
           policy: { authorities: [AUTHORITY], requestsPerMinute: UNLIMITED_PER_MINUTE, requestsPerMinutePerIp: UNLIMITED_PER_MINUTE },
-          registry: registryOf(key),
+          registry: cachedRegistryOf(key),
           replayStore: memoryReplayStore({ startedAtMs: 0 }),
         }),
       ),

@@ -5,10 +5,10 @@ import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { signatureBase } from '@keyguard/core/canonical';
 import { signingKey } from '@keyguard/core/keys';
 import { memoryDeviceRegistry, type MemoryDeviceRegistry } from '@keyguard/core/memory';
-import type { Bytes, PublicJwk, SigningKey } from '@keyguard/core/seams';
+import type { Bytes, DeviceRegistry, PublicJwk, SigningKey } from '@keyguard/core/seams';
 import { createSigner, type Signer } from '@keyguard/core/sign';
 import { readSignedHead, type SignedHead } from '@keyguard/core/verify';
-import { nodePrimitives, type IncomingRequest } from '@keyguard/server-verifier';
+import { cachedDeviceRegistry, nodePrimitives, watchDeviceChanges, type IncomingRequest } from '@keyguard/server-verifier';
 
 export const AUTHORITY = 'api.example.com';
 export const TARGET = '/v1/chat/completions?stream=false';
@@ -86,6 +86,11 @@ export function registryOf(...keys: readonly Pick<Key, 'keyId' | 'publicJwk'>[])
   const registry = memoryDeviceRegistry();
   for (const { keyId, publicJwk } of keys) enroll(registry, keyId, publicJwk);
   return registry;
+}
+
+/** As a replica has its devices: in memory, behind a feed in which nothing changes. */
+export function cachedRegistryOf(...keys: readonly Pick<Key, 'keyId' | 'publicJwk'>[]): DeviceRegistry {
+  return cachedDeviceRegistry(registryOf(...keys), watchDeviceChanges({ since: (cursor) => ({ cursor: '0', deviceIds: cursor === null ? 'reset' : [] }) }));
 }
 
 export function enroll(registry: MemoryDeviceRegistry, keyId: string, publicKey: PublicJwk): void {
