@@ -8,8 +8,8 @@ frameworkConformance('Hono', { folder: new URL('..', import.meta.url), scripts: 
 
 it.each([
   ['json()', new Hono().use(async (context, next) => (await context.req.json(), next()))],
-  ['parseBody()', new Hono().use(async (context, next) => (await context.req.text(), next()))],
-  ['arrayBuffer() of a clone that is dropped', new Hono().use(async (context, next) => (context.req.raw.clone(), await context.req.raw.arrayBuffer(), next()))],
+  ['text()', new Hono().use(async (context, next) => (await context.req.text(), next()))],
+  ['arrayBuffer(), after a clone', new Hono().use(async (context, next) => (context.req.raw.clone(), await context.req.raw.arrayBuffer(), next()))],
 ])('%s before the door: a mistake in the program, and nothing passes', async (_name, app) => {
   const { verifier, signedOrder } = await knownDevice();
   const door = fetchDoor(verifier, { ip: () => null });
