@@ -14,14 +14,12 @@ import {
   createVerifier,
   definePolicy,
   memoryRateLimiter,
-  watchDeviceChanges,
   type PolicyOptions,
 } from '@keyguard/server-verifier';
 import {
   assertSafeRoles,
   grantRolesTo,
   postgresAdministrators,
-  postgresDeviceChanges,
   postgresDeviceDirectory,
   postgresKeyRecords,
   postgresReplayStore,
@@ -42,6 +40,7 @@ import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
 import { deviceRoutes } from './devices/routes.ts';
 import { sightings } from './devices/sightings.ts';
+import { watchDevices } from './devices/watching.ts';
 import { healthRoutes } from './http/health.ts';
 import { jsonReader } from './http/json-body.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
@@ -188,21 +187,8 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
 
   const replayStore = postgresReplayStore(sql);
   // Devices are kept in memory; every replica hears within a second of what another one changed.
-  let isFeedSilent = false;
-  const watch = watchDeviceChanges(postgresDeviceChanges(prompt), {
-    onFailure(error) {
-      if (!isFeedSilent) log.warn({ error: describeError(error) }, 'nothing is heard of changed devices');
-      isFeedSilent = true;
-    },
-  });
+  const watch = watchDevices(prompt, log);
   undo.push(() => watch.stop());
-  watch.listen({
-    onChanged() {},
-    onCaughtUp() {
-      if (isFeedSilent) log.info('changed devices are heard of again');
-      isFeedSilent = false;
-    },
-  });
   const registry = cachedDeviceRegistry(auditedRegistry(sql, keys, audit), watch);
   const verification = {
     policy,

@@ -16,6 +16,7 @@ const SEAM = 'device_registry';
 // A device that changes each time while it is being read is not read for ever.
 const MAX_READINGS = 5;
 
+/** How much is kept, and for how long at most. */
 export interface CachedDeviceRegistryOptions {
   /** How many devices, by their keys, are kept at most: 1 to 1,000,000, default 10,000. The one that was read first makes room. */
   readonly maxDevices?: number;
@@ -26,6 +27,7 @@ export interface CachedDeviceRegistryOptions {
   readonly maxAgeMs?: number;
 }
 
+/** A {@link DeviceRegistry} that answers from memory, and its bound. */
 export interface CachedDeviceRegistry extends DeviceRegistry {
   /**
    * What `registry` tells, with every change that was acknowledged `watch.maxStaleMs` before the answer, or that `rotate` made here

@@ -16,6 +16,7 @@ const PATIENCE_MS = 250;
 // Hints and impatient callers make no more than this of polls.
 const POLLS_APART_MS = 20;
 
+/** How often is asked, and for how long an answer is good. */
 export interface DeviceWatchOptions {
   /** How often it asks, in milliseconds: 10 to half of `maxStaleMs`, default 500. */
   readonly pollEveryMs?: number;
@@ -36,6 +37,7 @@ export interface DeviceChangeListener {
   onCaughtUp?(): void;
 }
 
+/** What is known of changes, and for how long nothing was. */
 export interface DeviceWatch {
   /** Milliseconds. */
   readonly maxStaleMs: number;
@@ -127,7 +129,7 @@ export function watchDeviceChanges(changes: DeviceChanges, options: DeviceWatchO
       return true;
     } catch (error) {
       lastFailed = true;
-      onFailure(error);
+      if (!isStopped) onFailure(error);
       return false;
     } finally {
       polling = null;

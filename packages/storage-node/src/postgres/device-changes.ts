@@ -14,11 +14,15 @@ const CURSOR = /^([0-9]{1,20}) ([0-9]{1,20}:[0-9]{1,20}:[0-9,]*)$/;
 
 /** The part of `pg.Client` that is used to be told of changes sooner. */
 export interface PgListener {
+  /** Runs LISTEN and UNLISTEN. */
   query(text: string): Promise<unknown>;
+  /** Tells of notifications from then on. */
   on(event: 'notification', listener: (message: { readonly channel: string }) => void): unknown;
+  /** The end of {@link on}. */
   removeListener(event: 'notification', listener: (message: { readonly channel: string }) => void): unknown;
 }
 
+/** How many changes are named one by one, and who hints at them. */
 export interface PostgresDeviceChangesOptions {
   /** Of more changed devices than this the answer is `reset`: 1 to 100,000, default 1,000. */
   readonly maxDevices?: number;
