@@ -1,15 +1,16 @@
 /**
- * What the MACs of an audit chain are made over, byte for byte.
+ * What the MACs of an audit chain are made over, byte for byte, and by which keys.
  *
  * @see docs/spec/audit.md sections 3 and 5
  */
 import { concat, utf8 } from './bytes.ts';
 import { UnavailableError, UsageError } from './errors.ts';
-import type { AuditRecord, Bytes } from './seams.ts';
+import type { AuditMacKey, AuditRecord, Bytes } from './seams.ts';
 
 const LABEL: Bytes = /* @__PURE__ */ utf8('kg-audit-v1\0');
 const HANDOVER_LABEL: Bytes = /* @__PURE__ */ utf8('kg-audit-handover-v1\0');
 export const MAC_BYTES = 32;
+const KEY_BYTES = 32;
 
 // What may name a key in a signed note, so that a chain's origin can name its checkpoints too.
 const ORIGIN = /^[\x21-\x2a\x2c-\x7e]{1,255}$/;
@@ -61,4 +62,29 @@ export function checkedMac(mac: unknown): Bytes {
     throw new UnavailableError('audit_mac_key', 'The MAC key did not answer with 32 bytes.');
   }
   return mac as Bytes;
+}
+
+/** A MAC key as bytes, and its name. */
+export interface WebCryptoMacKeyOptions {
+  /** Stored beside every record. Never reuse it for another key. */
+  readonly keyId: string;
+  /** 32 random bytes. Imported as non-extractable; the caller may wipe them once the key is there. */
+  readonly key: Bytes;
+  readonly crypto?: Crypto;
+}
+
+/**
+ * An {@link AuditMacKey} on WebCrypto, out of which the key cannot be had back.
+ * @throws UsageError `invalid_option`
+ */
+export async function webCryptoMacKey(options: WebCryptoMacKeyOptions): Promise<AuditMacKey> {
+  const { keyId, key, crypto = globalThis.crypto } = options;
+  if (keyId === '') throw new UsageError('invalid_option', 'keyId must not be empty.');
+  if (key.length !== KEY_BYTES) throw new UsageError('invalid_option', 'An audit MAC key has 32 bytes.');
+  const hmac = { name: 'HMAC', hash: 'SHA-256' };
+  const imported = await crypto.subtle.importKey('raw', key, hmac, false, ['sign']);
+  return {
+    keyId,
+    mac: async (data: Bytes): Promise<Bytes> => new Uint8Array(await crypto.subtle.sign('HMAC', imported, data)),
+  };
 }

@@ -14,10 +14,9 @@ import { canonicalJson, parseCanonicalJson } from './canonical-json.ts';
 import { RejectedError, UnavailableError, UsageError } from './errors.ts';
 import type { AuditEntry, AuditHandover, AuditMacKey, AuditRecord, Bytes, JsonValue } from './seams.ts';
 
-export { isOrigin } from './audit-mac.ts';
+export { isOrigin, webCryptoMacKey, type WebCryptoMacKeyOptions } from './audit-mac.ts';
 export { rfc3339Utc } from './audit-time.ts';
 
-const KEY_BYTES = 32;
 const RESERVED = ['origin', 'seq', 'ts'] as const;
 const KEY_CHANGE = 'audit.mac_key_change';
 /** Where a record goes: its number, and what it follows. */
@@ -280,29 +279,4 @@ export async function verifyRecords(
   if (Symbol.asyncIterator in records) for await (const record of records) await step(record);
   else for (const record of records) await step(record);
   return position;
-}
-
-/** A MAC key as bytes, and its name. */
-export interface WebCryptoMacKeyOptions {
-  /** Stored beside every record. Never reuse it for another key. */
-  readonly keyId: string;
-  /** 32 random bytes. Imported as non-extractable; the caller may wipe them once the key is there. */
-  readonly key: Bytes;
-  readonly crypto?: Crypto;
-}
-
-/**
- * An {@link AuditMacKey} on WebCrypto, out of which the key cannot be had back.
- * @throws UsageError `invalid_option`
- */
-export async function webCryptoMacKey(options: WebCryptoMacKeyOptions): Promise<AuditMacKey> {
-  const { keyId, key, crypto = globalThis.crypto } = options;
-  if (keyId === '') throw new UsageError('invalid_option', 'keyId must not be empty.');
-  if (key.length !== KEY_BYTES) throw new UsageError('invalid_option', 'An audit MAC key has 32 bytes.');
-  const hmac = { name: 'HMAC', hash: 'SHA-256' };
-  const imported = await crypto.subtle.importKey('raw', key, hmac, false, ['sign']);
-  return {
-    keyId,
-    mac: async (data: Bytes): Promise<Bytes> => new Uint8Array(await crypto.subtle.sign('HMAC', imported, data)),
-  };
 }

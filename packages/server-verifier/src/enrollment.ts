@@ -58,7 +58,7 @@ export interface Enrollment {
 }
 
 /**
- * The recipe of section 12 of the protocol over these seams; fails closed.
+ * The recipe of enrollment over these seams; fails closed. @see docs/spec/request-signing.md section 11
  * @throws UsageError `invalid_option`
  */
 export function createEnrollment(options: EnrollmentOptions): Enrollment {

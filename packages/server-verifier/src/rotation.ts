@@ -87,7 +87,7 @@ interface RotationRules {
 }
 
 /**
- * The recipe of section 14 of the protocol over these seams; fails closed.
+ * The recipe of rotation over these seams; fails closed. @see docs/spec/request-signing.md section 16
  * @throws UsageError `invalid_option`
  */
 export function createRotation(options: RotationOptions): Rotation {
