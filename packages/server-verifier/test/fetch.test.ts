@@ -9,7 +9,18 @@ import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDev
 import type { SigningKey } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
 import { webCryptoRandom } from '@keyguard/core/system';
-import { createEnrollment, createVerifier, generateEnrollmentCode, hashEnrollmentCode, type PolicyOptions, type RejectionEvent, type VerifiedRequest } from '@keyguard/server-verifier';
+import {
+  createEnrollment,
+  createRotation,
+  createVerifier,
+  generateEnrollmentCode,
+  generateRotationCode,
+  hashEnrollmentCode,
+  hashRotationCode,
+  type PolicyOptions,
+  type RejectionEvent,
+  type VerifiedRequest,
+} from '@keyguard/server-verifier';
 import { fetchDevices, fetchDoor, type FetchDoor, type FetchDoorOptions } from '@keyguard/server-verifier/fetch';
 
 const AUTHORITY = 'api.example.com';
@@ -353,13 +364,28 @@ describe('the routes of devices', () => {
     expect(await guard.status()).toMatchObject({ status: 'suspended' });
   });
 
+  it('let the client replace its key, where a rotation is given', async () => {
+    const options = optionsOf();
+    const handler = fetchDevices({ verifier: createVerifier(options), enrollment: createEnrollment(options), rotation: createRotation(options), ip: () => null });
+    const guard = new KeyGuardClient({ origin: ORIGIN, keyStore: memoryKeyStore(), clock, fetch: (url, init) => handler(new Request(url, init)) });
+    const { deviceId, keyId } = await guard.enroll({ code: newCode() });
+    const code = generateRotationCode(webCryptoRandom());
+    registry.addRotationCode({ codeHash: hashRotationCode(code)!, deviceId, expiresAtMs: NOW_MS + 1 });
+    await expect(guard.rotate()).rejects.toMatchObject({ code: 'rotation_rejected' });
+    const rotated = await guard.rotate({ code });
+    expect(rotated).toMatchObject({ deviceId, status: 'active' });
+    expect(rotated.keyId).not.toBe(keyId);
+    expect(registry.findByKeyId(keyId)).toMatchObject({ keyState: 'retiring', keyRetiresAtMs: NOW_MS + 60_000 });
+    expect(await guard.status()).toEqual(rotated);
+  });
+
   it('are these, exactly', async () => {
     const handler = devices();
     const answer = async (method: string, path: string): Promise<number> => (await handler(new Request(`${ORIGIN}/api/keyguard${path}`, { method }))).status;
     expect(await answer('GET', '/time')).toBe(200);
     expect(await answer('GET', '/status')).toBe(400);
     expect(await answer('POST', '/enroll')).toBe(400);
-    for (const [method, path] of [['POST', '/time'], ['HEAD', '/time'], ['GET', '/enroll'], ['GET', '/TIME'], ['GET', '/time/'], ['GET', ''], ['GET', '/x/../../time']] as const) {
+    for (const [method, path] of [['POST', '/time'], ['HEAD', '/time'], ['GET', '/enroll'], ['POST', '/rotate'], ['GET', '/TIME'], ['GET', '/time/'], ['GET', ''], ['GET', '/x/../../time']] as const) {
       expect(await answer(method, path)).toBe(404);
     }
     const time = await handler(new Request(`${ORIGIN}/api/keyguard/time`));

@@ -254,6 +254,25 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
     });
   });
 
+  it('holds where no policy does: foreign devices, used, replaced and expired codes', async () => {
+    const all = ['devices', 'device_keys', 'rotation_codes'];
+    for (const table of all) await rowsOf(`ALTER TABLE keyguard.${table} DISABLE ROW LEVEL SECURITY`, []);
+    try {
+      const { deviceId, keyId, codeHash, request } = await prepared();
+      expect(await codes.create({ codeHash: newHash(), deviceId, createdBy: 'mallory', expiresAtMs: Date.now() + 1000 })).toEqual({ outcome: 'not_found' });
+      const foreign = await prepared();
+      expect(await registry.rotate(await rotation(keyId, foreign.codeHash))).toEqual({ outcome: 'rejected' });
+      expect(await registry.rotate(request)).toMatchObject({ outcome: 'rotated' });
+      expect(await registry.rotate(await rotation(request.keyId, codeHash))).toEqual({ outcome: 'rejected' });
+      const replaced = await newCode(deviceId);
+      const expired = await newCode(deviceId, 'alice', Date.now() - 1);
+      for (const hash of [replaced, expired]) expect(await registry.rotate(await rotation(request.keyId, hash))).toEqual({ outcome: 'rejected' });
+      expect(await registry.rotate(await rotation(request.keyId, await newCode(deviceId)))).toMatchObject({ outcome: 'rotated' });
+    } finally {
+      for (const table of all) await rowsOf(`ALTER TABLE keyguard.${table} ENABLE ROW LEVEL SECURITY`, []);
+    }
+  });
+
   it('refuses an overlap that is longer than a minute, or none', async () => {
     const { keyId, codeHash } = await prepared();
     for (const overlapMs of [60_001, -1, 0.5, Number.NaN]) {
