@@ -26,6 +26,8 @@ export interface Config {
   /** Absolute. */
   readonly dataDir: string;
   readonly database: DatabaseConfig;
+  /** Where nonces and limits are; `null` for nonces in the database, and limits in the memory of this process. */
+  readonly redisUrl: string | null;
   readonly rootKey: RootKeyConfig;
   readonly administrator: { readonly email: string; readonly password: string } | null;
   readonly openai: { readonly apiKey: string | null; readonly baseUrl: string | null };
@@ -59,7 +61,6 @@ export const MIN_PASSWORD_CHARACTERS = 12;
 export const MAX_PASSWORD_CHARACTERS = 128;
 
 const NOT_YET: Readonly<Record<string, string>> = {
-  REDIS_URL: 'Redis is not supported by this version: nonces and limits live in the database. Remove it',
   SENTRY_DSN: 'Sentry is not supported by this version: errors are in the log. Remove it',
 };
 // Commonly set on a developer's machine for other programs: not a fault, but not silence either.
@@ -67,7 +68,7 @@ const OTHER_PROVIDERS: ReadonlySet<string> = new Set(['ANTHROPIC_API_KEY', 'GOOG
 // Kubernetes sets these for services called "keyguard" or "keyguard-…".
 const SET_BY_CLUSTER = /^KEYGUARD_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_[0-9]+_.*)?)$/;
 // The command line's own, and the tests'.
-const NOT_OURS = new Set(['KEYGUARD_URL', 'KEYGUARD_EMAIL', 'KEYGUARD_PASSWORD', 'KEYGUARD_SETUP_CODE', 'KEYGUARD_KILL_ROUNDS', 'KEYGUARD_REQUIRE_REDIS', 'KEYGUARD_REQUIRE_JUDGES']);
+const NOT_OURS = new Set(['KEYGUARD_URL', 'KEYGUARD_EMAIL', 'KEYGUARD_PASSWORD', 'KEYGUARD_SETUP_CODE', 'KEYGUARD_KILL_ROUNDS', 'KEYGUARD_REQUIRE_REDIS', 'KEYGUARD_REDIS_KILL_ROUNDS', 'KEYGUARD_REQUIRE_JUDGES']);
 // oxlint-disable-next-line no-control-regex -- that is what must not be in there
 const CONTROL = /[\u0000-\u001f\u007f]/;
 
@@ -96,9 +97,9 @@ function originOf(text: string): string | null {
   }
 }
 
-function isDatabaseUrl(text: string): boolean {
+function isUrlOf(text: string, ...protocols: readonly string[]): boolean {
   try {
-    return ['postgres:', 'postgresql:'].includes(new URL(text).protocol);
+    return protocols.includes(new URL(text).protocol);
   } catch {
     return false;
   }
@@ -122,7 +123,7 @@ const originList = z
 const characters = (text: string): number => [...text].length;
 const isPassword = (text: string): boolean => characters(text) >= MIN_PASSWORD_CHARACTERS && characters(text) <= MAX_PASSWORD_CHARACTERS;
 const apiKey = checked((text) => /^[\x21-\x7e]{8,512}$/.test(text), 'must be 8 to 512 printable characters without spaces');
-const databaseUrl = checked(isDatabaseUrl, 'must be a URL that begins with postgres:// or postgresql://');
+const databaseUrl = checked((text) => isUrlOf(text, 'postgres:', 'postgresql:'), 'must be a URL that begins with postgres:// or postgresql://');
 
 const schema = z.object({
   PORT: integer(3000, 0, 65_535),
@@ -131,6 +132,7 @@ const schema = z.object({
   KEYGUARD_DATA_DIR: checked((text) => !CONTROL.test(text), 'must be a path'),
   DATABASE_URL: databaseUrl,
   DATABASE_OWNER_URL: databaseUrl,
+  REDIS_URL: checked((text) => isUrlOf(text, 'redis:', 'rediss:'), 'must be a URL that begins with redis:// or rediss://'),
   KEYGUARD_ROOT_KEY_FILE: checked((text) => !CONTROL.test(text), 'must be a path'),
   KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
   KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
@@ -229,6 +231,7 @@ export function readConfig(environment: Environment, folder: string): Config {
       env.DATABASE_URL === undefined
         ? { kind: 'embedded' }
         : { kind: 'postgres', url: env.DATABASE_URL, ownerUrl: env.DATABASE_OWNER_URL ?? null },
+    redisUrl: env.REDIS_URL ?? null,
     rootKey:
       env.KEYGUARD_PASSPHRASE === undefined
         ? { kind: 'file', path: env.KEYGUARD_ROOT_KEY_FILE === undefined ? resolve(dataDir, 'root.key') : resolve(folder, env.KEYGUARD_ROOT_KEY_FILE) }

@@ -7,6 +7,7 @@ import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
+import type { RateLimiter } from '@keyguard/core/seams';
 import {
   cachedDeviceRegistry,
   createEnrollment,
@@ -37,6 +38,7 @@ import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
 import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
+import { openRedis } from './db/redis.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
 import { deviceRoutes } from './devices/routes.ts';
 import { sightings } from './devices/sightings.ts';
@@ -185,7 +187,11 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     requestsPerMinute: config.requestsPerMinute,
   };
 
-  const replayStore = postgresReplayStore(sql);
+  const redis =
+    config.redisUrl === null ? null : await openRedis(config.redisUrl, (error) => log.warn({ error: describeError(error) }, 'the connection to Redis broke'));
+  if (redis !== null) undo.push(() => redis.close());
+  const limiter = (name: string, perMinute: number): RateLimiter => redis?.limiter(name, perMinute) ?? memoryRateLimiter({ perMinute });
+  const nonces = postgresReplayStore(sql);
   // Devices are kept in memory; every replica hears within a second of what another one changed.
   const watch = watchDevices(prompt, log);
   undo.push(() => watch.stop());
@@ -193,8 +199,9 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   const verification = {
     policy,
     registry,
-    replayStore,
-    ipLimiter: memoryRateLimiter({ perMinute: definePolicy(policy).requestsPerMinutePerIp }),
+    replayStore: redis?.replayStore ?? nonces,
+    ipLimiter: limiter('ip', definePolicy(policy).requestsPerMinutePerIp),
+    deviceLimiter: limiter('device', config.requestsPerMinute),
     onRejected: async (event: Parameters<typeof refusalEntry>[0]): Promise<void> => {
       if (isUnavailable(event.error)) onFault(event.error);
       const entry = refusalEntry(event);
@@ -204,7 +211,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   const verifier = createVerifier(verification);
   const enrollment = createEnrollment({
     ...verification,
-    enrollmentsPerMinute: config.enrollmentsPerMinute,
+    enrollmentLimiter: limiter('enrollment', config.enrollmentsPerMinute),
     keyFingerprint: keys.keyFingerprint,
   });
   const rotation = createRotation(verification);
@@ -245,7 +252,12 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     trustedHops: config.trustedHops,
     allowedOrigins: config.allowedOrigins,
     isSecure: origins[0].startsWith('https:'),
-    health: healthRoutes({ sql, devicesAreWatched: () => watch.caughtUp(), isStopping: () => isStopping }),
+    health: healthRoutes({
+      sql,
+      devicesAreWatched: () => watch.caughtUp(),
+      checkRedis: redis && (() => redis.replayStore.check()),
+      isStopping: () => isStopping,
+    }),
     verifier,
     enrollment,
     rotation,
@@ -257,7 +269,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       keys,
       readJson,
       origins,
-      setupLimiter: memoryRateLimiter({ perMinute: SETUP_TRIES_PER_MINUTE }),
+      setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE),
     }),
     authenticate: authenticate({ auth, sql, administrators, origins }),
     controlPlane: [
@@ -274,9 +286,9 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       work().catch(onFault);
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
-  const timers = [every(PURGE_EVERY_MS, () => replayStore.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
+  const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
 
-  say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}.`);
+  say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);
   if (config.publicOrigin === null && !['127.0.0.1', 'localhost', '::1'].includes(config.host)) {
     say(`It listens on ${config.host}, and accepts ${origins.join(' and ')} only: set KEYGUARD_PUBLIC_URL to the address that others use.`);
@@ -313,6 +325,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       await demo?.close();
       await seen.flush().catch(onFault);
       watch.stop();
+      redis?.close();
       await database.close();
     },
   };

@@ -53,7 +53,7 @@ describe('the configuration', () => {
       KEYGUARD_ALLOWED_ORIGINS: '*, https://a.example/x',
       TRUST_PROXY: 'true',
       LOG_LEVEL: 'loud',
-      REDIS_URL: 'redis://localhost',
+      REDIS_URL: 'http://localhost',
       SENTRY_DSN: 'https://x',
       KEYGUARD_DATADIR: './data',
     });

@@ -1,8 +1,10 @@
 /** Clients as an application makes them, and a server whose time a test can move. */
 import { createClient } from '@redis/client';
 import { Redis } from 'ioredis';
+import { createHash } from 'node:crypto';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { ioredisClient, ioredisOptions, nodeRedisClient, type RedisClient } from '../src/redis.ts';
+import { CLAIM_SCRIPT } from '../src/redis/claim-script.ts';
 
 export interface Connection {
   readonly client: RedisClient;
@@ -104,15 +106,20 @@ export function movedTime(): MovedTime {
     },
     wrap: (inner) => ({
       async send([name, script, ...rest]) {
-        if (name === 'EVALSHA') throw new Error('NOSCRIPT No matching script.');
-        const moved = `(function(t)
-          local ms = t[1] * 1000 + math.floor(t[2] / 1000) + ${serverMovedMs}
-          return { math.floor(ms / 1000), ms % 1000 * 1000 }
-        end)(redis.call('TIME'))`;
-        const rewritten = script!.replace("redis.call('TIME')", moved);
-        if (rewritten === script) throw new Error('The script does not read the clock.');
-        return inner.send([name!, rewritten, ...rest]);
+        if (name === 'EVAL' && script !== CLAIM_SCRIPT) throw new Error('It is another script.');
+        const moved = scriptMovedBy(serverMovedMs);
+        return inner.send([name!, name === 'EVALSHA' ? createHash('sha1').update(moved).digest('hex') : moved, ...rest]);
       },
     }),
   };
+}
+
+function scriptMovedBy(ms: number): string {
+  const clock = `(function(t)
+    local ms = t[1] * 1000 + math.floor(t[2] / 1000) + ${ms}
+    return { math.floor(ms / 1000), ms % 1000 * 1000 }
+  end)(redis.call('TIME'))`;
+  const moved = CLAIM_SCRIPT.replace("redis.call('TIME')", clock);
+  if (moved === CLAIM_SCRIPT) throw new Error('The script does not read the clock.');
+  return moved;
 }

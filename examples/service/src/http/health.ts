@@ -11,25 +11,24 @@ export interface HealthOptions {
   readonly sql: SqlClient;
   /** Rejects while nobody can tell which devices changed. */
   readonly devicesAreWatched: () => MaybePromise<void>;
+  /** Resolves when Redis can be used; `null` where there is none. */
+  readonly checkRedis: (() => Promise<unknown>) | null;
   readonly isStopping: () => boolean;
 }
 
-export function healthRoutes({ sql, devicesAreWatched, isStopping }: HealthOptions): Router {
+export function healthRoutes({ sql, devicesAreWatched, checkRedis, isStopping }: HealthOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  let last: { readonly atMs: number; readonly answered: Promise<boolean> } | null = null;
-  const databaseAnswers = (): Promise<boolean> => {
-    const nowMs = performance.now();
-    if (last === null || nowMs - last.atMs > KEPT_MS) last = { atMs: nowMs, answered: answers(sql) };
-    return last.answered;
-  };
+  const databaseAnswers = kept(() => answers(sql.query('SELECT 1')));
+  const redisAnswers = checkRedis === null ? null : kept(() => answers(checkRedis()));
   router.get('/healthz', (_request, response) => {
     response.set('cache-control', 'no-store').json({ status: 'ok' });
   });
   router.get('/readyz', async (_request, response) => {
-    const [database, changes] = await Promise.all([databaseAnswers(), isTold(devicesAreWatched)]);
+    const [database, changes, redis] = await Promise.all([databaseAnswers(), isTold(devicesAreWatched), redisAnswers?.()]);
     const checks = {
       database: database ? 'ok' : 'does not answer',
       device_changes: changes ? 'ok' : 'nothing is heard of changed devices',
+      ...(redis !== undefined && { redis: redis ? 'ok' : 'cannot be used' }),
       service: isStopping() ? 'is stopping' : 'ok',
     };
     const isReady = Object.values(checks).every((check) => check === 'ok');
@@ -38,13 +37,22 @@ export function healthRoutes({ sql, devicesAreWatched, isStopping }: HealthOptio
   return router;
 }
 
-async function answers(sql: SqlClient): Promise<boolean> {
+function kept(check: () => Promise<boolean>): () => Promise<boolean> {
+  let last: { readonly atMs: number; readonly answered: Promise<boolean> } | null = null;
+  return () => {
+    const nowMs = performance.now();
+    if (last === null || nowMs - last.atMs > KEPT_MS) last = { atMs: nowMs, answered: check() };
+    return last.answered;
+  };
+}
+
+async function answers(work: Promise<unknown>): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<false>((resolve) => {
     timer = setTimeout(() => resolve(false), CHECK_MS);
   });
   try {
-    return await Promise.race([sql.query('SELECT 1').then(() => true), late]);
+    return await Promise.race([work.then(() => true), late]);
   } catch {
     return false;
   } finally {
