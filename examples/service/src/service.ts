@@ -59,6 +59,7 @@ const PURGE_EVERY_MS = 60_000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
 const SETUP_TRIES_PER_MINUTE = 10;
+const ROTATIONS_PER_MINUTE = 10;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
 export interface Service {
@@ -214,7 +215,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     enrollmentLimiter: limiter('enrollment', config.enrollmentsPerMinute),
     keyFingerprint: keys.keyFingerprint,
   });
-  const rotation = createRotation(verification);
+  const rotation = createRotation({ ...verification, rotationLimiter: limiter('rotation', ROTATIONS_PER_MINUTE) });
 
   // Where provider keys may be sent is said here, by the operator, and nowhere else.
   const demo = config.openai.apiKey === null ? await startDemoUpstream() : null;

@@ -57,7 +57,8 @@ export async function startRedisServer(executable: string, settings: Readonly<Re
     started.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
     started.stderr.setEncoding('utf8').on('data', (text: string) => (output += text));
     const deadlineMs = performance.now() + START_MS;
-    while ((await ask('PING').catch(() => '')) !== 'PONG') {
+    // One that demands a password answers too.
+    while (!/PONG|NOAUTH/.test(await ask('PING').catch((error: Error) => error.message))) {
       if (started.exitCode !== null || performance.now() > deadlineMs) {
         started.kill('SIGKILL');
         throw new Error(`${executable} did not start:\n${output}`);

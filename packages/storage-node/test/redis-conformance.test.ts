@@ -17,7 +17,7 @@ describe.each(CLIENTS)('$title', ({ title, connect }) => {
   replayStoreConformance(`redisReplayStore by ${title}`, async () => {
     const connections = await Promise.all(Array.from({ length: PROCESSES }, () => connect(server.url)));
     const time = movedTime();
-    const stores = connections.map(({ client }) => redisReplayStore(time.wrap(client), { clock: time }));
+    const stores = connections.map(({ client }) => redisReplayStore(time.wrap(client), { clock: time, timeoutMs: 10_000 }));
     const { readyAtMs } = await stores[0]!.check();
     time.advance(readyAtMs - time.nowMs());
     return {
