@@ -119,18 +119,24 @@ export async function readExport(lines: Iterable<string> | AsyncIterable<string>
 /** Splits a stream of UTF-8 into lines, without holding more than one of them. */
 export async function* linesOf(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<string> {
   const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
-  let rest = '';
-  try {
-    for await (const chunk of chunks) {
-      const lines = (rest + decoder.decode(chunk, { stream: true })).split('\n');
-      rest = lines.pop()!;
-      yield* lines;
+  // Joined once, when its end is there: a line that came in many pieces would otherwise be searched anew with each of them.
+  let pieces: string[] = [];
+  const push = function* (text: string): Generator<string> {
+    const [first = '', ...more] = text.split('\n');
+    pieces.push(first);
+    for (const next of more) {
+      yield pieces.join('');
+      pieces = [next];
     }
-    rest += decoder.decode();
+  };
+  try {
+    for await (const chunk of chunks) yield* push(decoder.decode(chunk, { stream: true }));
+    yield* push(decoder.decode());
   } catch (cause) {
     if (cause instanceof TypeError) throw new UnreadableExport('The export is not UTF-8.', { cause });
     throw cause;
   }
+  const rest = pieces.join('');
   if (rest !== '') yield rest;
 }
 
