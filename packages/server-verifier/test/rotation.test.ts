@@ -1,4 +1,4 @@
-/** The recipe of rotation, where a socket would hide what is asked of whom; N73 to N78 over sockets are in the Express adapter's suite. */
+/** The recipe of rotation, where a socket would hide what is asked of whom; N73 to N78 over sockets are in the conformance package. */
 import { describe, expect, it } from 'vitest';
 import { toBase64, utf8 } from '@keyguard/core/bytes';
 import { rotationProofText } from '@keyguard/core/canonical';
