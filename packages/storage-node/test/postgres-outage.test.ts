@@ -52,9 +52,9 @@ describe('a verifier whose PostgreSQL restarts', { timeout: 120_000 }, () => {
     for (let warm = 0; warm < 50; ) warm += (await fresh()).outcome === 'accepted' ? 1 : 0;
 
     const answers: Answer[] = [];
-    let isOver = false;
+    const over = new AbortController();
     const callers = Array.from({ length: 4 }, async () => {
-      while (!isOver) {
+      while (!over.signal.aborted) {
         answers.push(await fresh());
         await pause(5);
       }
@@ -66,7 +66,7 @@ describe('a verifier whose PostgreSQL restarts', { timeout: 120_000 }, () => {
       await server.start();
       await expect.poll(async () => (await fresh()).outcome, { timeout: 10_000, interval: 20 }).toBe('accepted');
     }
-    isOver = true;
+    over.abort();
     await Promise.all(callers);
 
     expect(new Set(answers.map(({ outcome }) => outcome))).toEqual(new Set(['accepted', 'store_unavailable']));

@@ -1,6 +1,6 @@
 /**
  * A Redis that is stopped, killed, or cut in two under verifiers. Whatever happens, nothing that was accepted is accepted again, no
- * request waits, and all heals by itself. KEYGUARD_REDIS_KILL_ROUNDS says how often it is killed amid claims; three times without it.
+ * request waits, and all heals by itself. KEYGUARD_KILL_ROUNDS says how often it is killed amid claims; three times without it.
  */
 import { startRedisServer, type RedisServer } from '@keyguard/conformance/redis-server';
 import type { Redis } from 'ioredis';
@@ -11,7 +11,7 @@ import { ioredisClient, redisReplayStore, type RedisReplayStore, type RedisRepla
 import { connectIoredis, movedTime, proxyTo, untilStatus, type MovedTime } from './redis-clients.ts';
 import { readRequest, signingDevice, verifierOf, type SigningDevice, type WrittenRequest } from './signed-requests.ts';
 
-const ROUNDS = Number(process.env['KEYGUARD_REDIS_KILL_ROUNDS'] ?? 3);
+const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 3);
 const WORKERS = 32;
 const LIFE_MS = 360_000;
 const HEALED_WITHIN_MS = 5000;
