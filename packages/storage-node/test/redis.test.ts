@@ -86,9 +86,37 @@ describe('what Redis may have forgotten', () => {
     for (const connection of connections) connection.disconnect();
   });
 
+  it('covers what the process whose clock is furthest ahead accepted, whichever process notices the loss', async () => {
+    const wrapped = time.wrap(ioredisClient(redis));
+    const by = (aheadMs: number): RedisReplayStore =>
+      redisReplayStore(wrapped, { clock: { nowMs: () => time.nowMs() + aheadMs }, timeoutMs: 10_000 });
+    const [early, late] = [by(900), by(-900)];
+    // In the middle of a second, so that the one is already in the next.
+    time.advance(1500 - (time.nowMs() % 1000));
+    const nonce = fresh();
+    const createdSeconds = Math.floor((time.nowMs() + 900) / 1000) + 2;
+    expect(await claim(nonce, createdSeconds, early)).toBe(true);
+    await server.ask('FLUSHALL');
+    await settle(late);
+    time.advance(2000);
+    expect(await claim(nonce, createdSeconds, early)).toBe(false);
+    expect(await claim(nonce, createdSeconds, late)).toBe(false);
+    expect(await claim(fresh())).toBe(true);
+  });
+
+  it('stays refused over a second loss, though the first one was by a clock that was ahead', async () => {
+    const aheadSeconds = nowSeconds() + 100;
+    await redis.del(KEY);
+    await redis.zadd(KEY, -aheadSeconds, 'lineage:0123456789abcdef0123456789abcdef01234567');
+    const { readyAtMs } = await store.check();
+    expect(readyAtMs).toBe((aheadSeconds + 1) * 1000);
+    expect(await redis.zcard(KEY)).toBe(1);
+  });
+
   it('is little: the set shrinks to what is alive', async () => {
-    const claims = Array.from({ length: 3000 }, () => claim(fresh()));
-    expect((await Promise.all(claims)).every(Boolean)).toBe(true);
+    for (let batch = 0; batch < 30; batch += 1) {
+      expect((await Promise.all(Array.from({ length: 100 }, () => claim(fresh())))).every(Boolean)).toBe(true);
+    }
     time.advance(LIFE_MS + 2000);
     for (let i = 0; i < 100; i += 1) expect(await claim(fresh())).toBe(true);
     expect(Number(await redis.zcard(KEY))).toBeLessThan(2800);
@@ -190,6 +218,21 @@ describe('a server that is not fit', () => {
     time.advanceServer(-ms);
     expect(await claim(nonce, createdSeconds)).toBe(false);
     expect(await claim(fresh())).toBe(true);
+  });
+
+  it.each([
+    ['all zeros', `role:master\r\nmaster_replid:${'0'.repeat(40)}\r\n`],
+    ['no id at all', 'role:master\r\n'],
+    ['another text', 'role:master\r\nmaster_replid:?\r\n'],
+  ])('because its replication id is %s, is refused', async (_title, info) => {
+    const inner = ioredisClient(redis);
+    const hiding = redisReplayStore({
+      async send([name, script, ...rest]) {
+        if (name === 'EVALSHA') throw new Error('NOSCRIPT');
+        return inner.send([name!, script!.replace("redis.call('INFO', 'replication')", JSON.stringify(`# Replication\r\n${info}`)), ...rest]);
+      },
+    });
+    expect((await outage(hiding.check())).message).toContain('replication id');
   });
 
   it('is no reason to begin a lineage by a clock that is off', async () => {

@@ -15,15 +15,18 @@ export interface SharedStore {
 }
 
 /**
- * Resolves when Redis can be used. `onError` hears of connections that break; they are made anew by themselves.
+ * Resolves when Redis can be used. `onError` hears once of each outage; connections are made anew by themselves.
  * @throws UnavailableError, saying what the operator must change
  */
 export async function openRedis(url: string, onError: (error: Error) => void): Promise<SharedStore> {
   const redis = new Redis(url, { ...ioredisOptions });
   let lastError: Error | undefined;
   redis.on('error', (error: Error) => {
+    if (lastError === undefined) onError(error);
     lastError = error;
-    onError(error);
+  });
+  redis.on('ready', () => {
+    lastError = undefined;
   });
   const replayStore = redisReplayStore(ioredisClient(redis));
   try {

@@ -94,11 +94,11 @@ export function redisReplayStore(client: RedisClient, options: RedisReplayStoreO
 
   return {
     maxFutureSeconds: MAX_FUTURE_SECONDS,
-    claim: (keyId, nonce, createdSeconds, expiresAtMs): Promise<boolean> =>
-      guarded(async () => {
-        if (!Number.isSafeInteger(createdSeconds) || !Number.isSafeInteger(expiresAtMs)) {
-          throw new UsageError('invalid_option', 'createdSeconds and expiresAtMs must be integers.');
-        }
+    async claim(keyId, nonce, createdSeconds, expiresAtMs): Promise<boolean> {
+      if (!Number.isSafeInteger(createdSeconds) || !Number.isSafeInteger(expiresAtMs)) {
+        throw new UsageError('invalid_option', 'createdSeconds and expiresAtMs must be integers.');
+      }
+      return guarded(async () => {
         const { verdict, serverMs, detail } = await run([`${keyId.length}.${keyId}${nonce}`, createdSeconds, expiresAtMs]);
         if (verdict === 'claimed') return true;
         if (verdict === 'used' || verdict === 'expired') return false;
@@ -106,7 +106,8 @@ export function redisReplayStore(client: RedisClient, options: RedisReplayStoreO
         const readyAtMs = readyAt(detail);
         if (serverMs >= readyAtMs) return false;
         throw new UnavailableError(SEAM, 'Redis may have forgotten what was used until now.', { retryAfterMs: readyAtMs - serverMs });
-      }),
+      });
+    },
     check: (): Promise<RedisReplayStoreState> =>
       guarded(async () => {
         const { verdict, detail } = await run(null);
@@ -174,7 +175,7 @@ async function guarded<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (cause) {
-    if (isUnavailable(cause) || cause instanceof UsageError) throw cause;
+    if (isUnavailable(cause)) throw cause;
     if (cause instanceof Error && /\bOOM\b/.test(cause.message)) {
       throw new UnavailableError(SEAM, 'Redis is full.', { code: 'overloaded', cause });
     }
