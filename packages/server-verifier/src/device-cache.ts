@@ -21,7 +21,7 @@ export interface CachedDeviceRegistryOptions {
   /** How many devices, by their keys, are kept at most: 1 to 1,000,000, default 10,000. The one that was read first makes room. */
   readonly maxDevices?: number;
   /**
-   * After how many milliseconds a device is read again although nobody said that it changed: 1,000 to 60,000, the default. For what
+   * For how many milliseconds a device is kept at most although nobody said that it changed: 2,000 to 60,000, the default. For what
    * no feed can tell, such as a row that was changed or removed behind everyone's back.
    */
   readonly maxAgeMs?: number;
@@ -42,8 +42,7 @@ export interface CachedDeviceRegistry extends DeviceRegistry {
 
 interface Kept {
   readonly device: Device;
-  /** When its reading began. */
-  readonly readAt: Moment;
+  readonly since: Moment;
 }
 
 interface Reading {
@@ -68,10 +67,10 @@ export function cachedDeviceRegistry(
   if (!Number.isInteger(maxDevices) || maxDevices < 1 || maxDevices > 1_000_000) {
     throw new UsageError('invalid_option', 'maxDevices must be an integer from 1 to 1,000,000.');
   }
-  if (!Number.isInteger(maxAgeMs) || maxAgeMs < 1000 || maxAgeMs > 60_000) {
-    throw new UsageError('invalid_option', 'maxAgeMs must be an integer from 1,000 to 60,000.');
+  if (!Number.isInteger(maxAgeMs) || maxAgeMs < 2000 || maxAgeMs > 60_000) {
+    throw new UsageError('invalid_option', 'maxAgeMs must be an integer from 2,000 to 60,000.');
   }
-  // In the order in which they were read, so that the first is the oldest. A hit moves nothing.
+  // In the order in which they came, so that the first is the oldest. A hit moves nothing, and looks at no clock but the watch's.
   const kept = new Map<string, Kept>();
   const keyIdsOf = new Map<string, Set<string>>();
   const readings = new Map<string, Reading>();
@@ -86,10 +85,10 @@ export function cachedDeviceRegistry(
     if (keyIds?.size === 0) keyIdsOf.delete(deviceId);
   }
 
-  function keep(keyId: string, device: Device, readAt: Moment): void {
+  function keep(keyId: string, device: Device): void {
     forget(keyId);
     if (kept.size >= maxDevices) forget(kept.keys().next().value!);
-    kept.set(keyId, { device: frozen(device), readAt });
+    kept.set(keyId, { device: frozen(device), since: present() });
     const keyIds = keyIdsOf.get(device.deviceId);
     if (keyIds === undefined) keyIdsOf.set(device.deviceId, new Set([keyId]));
     else keyIds.add(keyId);
@@ -109,13 +108,15 @@ export function cachedDeviceRegistry(
     }
   }
 
-  function find(keyId: string): Device | null {
-    const held = kept.get(keyId);
-    if (held === undefined) return null;
-    if (elapsedMs(held.readAt) <= maxAgeMs) return held.device;
-    forget(keyId);
-    return null;
+  /** At every poll: until the next one, or until the watch is silent, nothing may pass its age. */
+  function forgetOld(): void {
+    for (const [keyId, { since }] of kept) {
+      if (elapsedMs(since) + watch.maxStaleMs <= maxAgeMs) break;
+      forget(keyId);
+    }
   }
+
+  const find = (keyId: string): Device | null => kept.get(keyId)?.device ?? null;
 
   function read(keyId: string): Reading {
     const began = present();
@@ -128,7 +129,7 @@ export function cachedDeviceRegistry(
         }
         const { changed } = reading;
         // What changed meanwhile may have been read before or after it did: whoever asked reads it again.
-        if (changed !== 'reset' && !changed.has(device.deviceId)) keep(keyId, device, began);
+        if (changed !== 'reset' && !changed.has(device.deviceId)) keep(keyId, device);
         return true;
       } finally {
         if (readings.get(keyId) === reading) readings.delete(keyId);
@@ -168,7 +169,7 @@ export function cachedDeviceRegistry(
 
   const isFresh = (): boolean => watch.silentForMs() <= watch.maxStaleMs;
 
-  watch.listen({ onChanged });
+  watch.listen({ onChanged, onCaughtUp: forgetOld });
 
   return {
     findByKeyId: (keyId: string): MaybePromise<Device | null> => (isFresh() ? find(keyId) : null) ?? findByReading(keyId),
