@@ -13,19 +13,29 @@ import pathlib
 import sys
 
 import audit
+import canonical
 import canonical_json
+import checkpoint
 import fingerprint
+import keys
 import merkle
+import one_time_code
 import request_signing
 import rotation
+import strict_bytes
 import vault
 import wycheproof
 
 JUDGES = {
     "audit.json": audit.judge,
+    "bytes.json": strict_bytes.judge,
+    "canonical.json": canonical.judge,
     "canonical-json.json": canonical_json.judge,
+    "checkpoint.json": checkpoint.judge,
     "fingerprint.json": fingerprint.judge,
+    "keys.json": keys.judge,
     "merkle.json": merkle.judge,
+    "one-time-code.json": one_time_code.judge,
     "request-signing.json": request_signing.judge,
     "rfc9421-ecdsa-p256.json": request_signing.judge_rfc9421,
     "rotation.json": rotation.judge,
