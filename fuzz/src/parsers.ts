@@ -7,6 +7,7 @@ import { CHECKPOINT } from './parsers/checkpoint.ts';
 import { CLIENT } from './parsers/client.ts';
 import { ENROLLMENT } from './parsers/enrollment.ts';
 import { EXPORT } from './parsers/export.ts';
+import { FETCH } from './parsers/fetch.ts';
 import { FINGERPRINT } from './parsers/fingerprint.ts';
 import { HEADS } from './parsers/head.ts';
 import { IP } from './parsers/ip.ts';
@@ -34,4 +35,5 @@ export const PARSERS: readonly Parser[] = [
   ...ENROLLMENT,
   ...IP,
   ...RAW_BODY,
+  ...FETCH,
 ];
