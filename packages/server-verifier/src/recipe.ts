@@ -46,7 +46,7 @@ export interface IncomingRequest extends ReceivedHead {
    * Reads the body: MUST resolve with all bytes as they were received, whatever the headers say of them, or throw RejectedError
    * `body_too_large` or `request_timeout`. Called at most once, and only for a head that is well-formed, fresh and signed (an
    * enrollment brings its key in the body, so there it is not proven yet). `holder` is to whom the memory is counted: a device
-   * that has proven its key, or the caller's address.
+   * that has proven its key, a key that was replaced, or the caller's address.
    */
   readonly body: (policy: Policy, holder: string) => MaybePromise<Bytes>;
 }
@@ -66,7 +66,7 @@ export interface VerifierOptions {
   readonly policy: PolicyOptions;
   readonly registry: DeviceRegistry;
   readonly replayStore: ReplayStore;
-  /** Counts proven devices. Default: in the memory of this process, by the policy's figure. */
+  /** Counts proven devices, and keys that were replaced each by itself. Default: in the memory of this process, by the policy's figure. */
   readonly deviceLimiter?: RateLimiter;
   /**
    * Counts addresses before anything is proven. Default: in the memory of this process, by the policy's figure, for this
@@ -245,13 +245,31 @@ export function signatureInvalid(detail: string): RejectedError {
   return new RejectedError('signature_invalid', 'The signature does not verify.', { detail });
 }
 
+/** Whether this key verifies: it was not replaced, or its overlap is not over. */
+function isInUse(context: VerifierContext, { keyState, keyRetiresAtMs }: Device): boolean {
+  return keyState === 'current' || (keyState === 'retiring' && keyRetiresAtMs !== null && readClock(context) < keyRetiresAtMs);
+}
+
+/** On whose account the limits and the memory of a proven request go. */
+export interface Account {
+  readonly limiterKey: string;
+  readonly holder: string;
+}
+
+/**
+ * The device's account; or one of its own for a key that was replaced. Whoever kept such a key may still ask for its state, and
+ * must not use up by that what the device may call.
+ */
+export function accountOf(context: VerifierContext, device: Device): Account {
+  const { deviceId, keyId } = device;
+  if (isInUse(context, device)) return { limiterKey: deviceId, holder: `device:${deviceId}` };
+  return { limiterKey: `key:${keyId}`, holder: `key:${keyId}` };
+}
+
 /** Step 5: the device may call, with this key, from this address. Only the holder of the key may be told. */
 export function demandActive(context: VerifierContext, device: Device, ip: string | null): void {
   demandStatus(device);
-  const retiring = device.keyState === 'retiring' && device.keyRetiresAtMs !== null && readClock(context) < device.keyRetiresAtMs;
-  if (device.keyState !== 'current' && !retiring) {
-    throw signatureInvalid('retired key');
-  }
+  if (!isInUse(context, device)) throw signatureInvalid('retired key');
   demandAddress(device, ip);
 }
 

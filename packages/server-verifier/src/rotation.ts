@@ -13,6 +13,7 @@ import { verifyBody } from '@keyguard/core/verify';
 import { isCodeText, keyBodyPolicy, malformed, optionalText, readJwk, readMembers } from './key-body.ts';
 import { memoryRateLimiter } from './limits.ts';
 import {
+  accountOf,
   admit,
   ask,
   claimNonce,
@@ -130,7 +131,7 @@ async function rotateInOrder(
   // 3 and 4: the device whose old key signed for this purpose, then the body and its hash.
   const device = await findSigner(context, head, 'keyguard-rotate-v1');
   const { deviceId } = device;
-  const body = await incoming.body(keyBodyPolicy(policy), `device:${deviceId}`);
+  const body = await incoming.body(keyBodyPolicy(policy), accountOf(context, device).holder);
   await verifyBody(head, body, primitives);
   proven.deviceId = deviceId;
 

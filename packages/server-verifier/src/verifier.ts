@@ -9,6 +9,7 @@ import { verifyBody } from '@keyguard/core/verify';
 import type { CoveredHeader } from '@keyguard/core/canonical';
 import type { Policy } from './policy.ts';
 import {
+  accountOf,
   admit,
   ask,
   claimNonce,
@@ -115,7 +116,8 @@ async function verifyInOrder(
   // 3 and 4: the device whose key made the signature (an unknown key costs a check like any other), then the body and its hash.
   // Not a byte of a body is held for callers who have not proven a key.
   const device = await findSigner(context, head, 'keyguard-v1');
-  const body = await incoming.body(policy, `device:${device.deviceId}`);
+  const { limiterKey, holder } = accountOf(context, device);
+  const body = await incoming.body(policy, holder);
   await verifyBody(head, body, context.primitives);
   proven.deviceId = device.deviceId;
 
@@ -125,11 +127,11 @@ async function verifyInOrder(
   // 6: look at the limit, so that one device cannot fill the store for all; then claim the nonce.
   demandFresh(context, head);
   const limit = device.requestsPerMinute ?? policy.requestsPerMinute;
-  demandAllowed(context, await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.peek(device.deviceId, limit)));
+  demandAllowed(context, await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.peek(limiterKey, limit)));
   await claimNonce(context, head);
 
   // 7: debit the limit.
-  const rate = await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.consume(device.deviceId, 1, limit));
+  const rate = await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.consume(limiterKey, 1, limit));
   demandAllowed(context, rate);
 
   // 8: the awaits took time; the answer is only given for what the device may do now, and within the window.

@@ -5,9 +5,10 @@
 import { randomBytes } from 'node:crypto';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
+import { utf8 } from '@keyguard/core/bytes';
 import { thumbprint } from '@keyguard/core/keys';
 import { memoryReplayStore } from '@keyguard/core/memory';
-import type { Device, DeviceRegistry, Primitives, PublicJwk, RateLimiter, SigningKey } from '@keyguard/core/seams';
+import type { Bytes, Device, DeviceRegistry, Primitives, PublicJwk, RateLimiter, SigningKey } from '@keyguard/core/seams';
 import { memoryRateLimiter, nodePrimitives } from '@keyguard/server-verifier';
 import { ALLOWED, AUTHORITY, forged, incoming, limiter, NOW_MS, openBench, REFUSED, withHeader, type Bench, type Incoming } from './bench.ts';
 
@@ -257,6 +258,37 @@ describe('limiters', () => {
     const bench = openBench({ deviceLimiter: counted });
     await expectRefused(bench, await incoming(await bench.enrolledKey()), 'rate_limited');
     expect({ debits, asked: bench.asked }).toEqual({ debits: 0, asked: ['device_registry'] });
+  });
+
+  it('count a key that was replaced by itself, body and calls: whoever kept it uses up nothing of the device', async () => {
+    const retired: Partial<Device>[] = [{ keyState: 'retired' }, { keyState: 'retiring', keyRetiresAtMs: NOW_MS }, { keyState: 'retiring', keyRetiresAtMs: null }];
+    for (const members of retired) {
+      const devices = openBench();
+      const [old, key] = [await devices.enrolledKey(), await devices.enrolledKey()];
+      const { deviceId } = devices.registry.findByKeyId(key.keyId) as Device;
+      const holders: string[] = [];
+      const bench = openBench({
+        policy: { authorities: [AUTHORITY], requestsPerMinute: 3 },
+        registry: {
+          ...devices.registry,
+          findByKeyId: (keyId) => ({ ...(devices.registry.findByKeyId(keyId) as Device), deviceId, ...(keyId === old.keyId && members) }),
+        },
+      });
+      const read = (_policy: unknown, holder: string): Bytes => (holders.push(holder), utf8('{}'));
+      const status = async (): Promise<unknown> => bench.verifier.verify(await incoming(old, { read }), { insecureAnyStatus: true });
+      for (let i = 0; i < 3; i += 1) await status();
+      // It has a limit all the same.
+      await expect(status()).rejects.toMatchObject({ code: 'rate_limited' });
+      await expectRefused(bench, await incoming(old, { read }), 'signature_invalid');
+      expect(new Set(holders)).toEqual(new Set([`key:${old.keyId}`]));
+      for (let i = 0; i < 3; i += 1) await bench.verifier.verify(await incoming(key));
+    }
+  });
+
+  it('count a key that is retiring still as the device', async () => {
+    const { bench, key } = await benchOf({ keyState: 'retiring', keyRetiresAtMs: NOW_MS + 1 }, { policy: { authorities: [AUTHORITY], requestsPerMinute: 1 } });
+    await bench.verifier.verify(await incoming(key), { insecureAnyStatus: true });
+    await expectRefused(bench, await incoming(key), 'rate_limited');
   });
 
   const nonsense: [string, unknown][] = [
