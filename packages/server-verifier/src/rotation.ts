@@ -37,13 +37,13 @@ const MEMBERS = ['jwk', 'proof', 'code'];
 const SIGNATURE_CHARACTERS = 88;
 const SIGNATURE_BYTES = 64;
 
-/** A device replaced its key and no code vouched for it: whoever could sign with the old key could have done so. */
+/** A device asks for another key and no code vouches for it: whoever can sign with the key that it has could do so. */
 export interface SelfRotationEvent {
-  /** As found under its new key. */
+  /** As found under the key that is to be replaced. */
   readonly device: Device;
-  readonly oldKeyId: string;
+  readonly newKeyId: string;
   readonly ip: string | null;
-  /** The rotation was done before, and its answer or its event may have been lost. */
+  /** That key was replaced before: either by this new one, and only the answer or its reader was lost, or it is refused. */
   readonly isRepeat: boolean;
 }
 
@@ -57,8 +57,8 @@ export interface RotationOptions extends VerifierOptions {
    */
   readonly allowSelfRotation?: boolean;
   /**
-   * Told of every rotation without a code, and awaited, before the answer leaves. If it fails, the answer is 503, the key is
-   * replaced all the same, and the repeat of the request tells it again.
+   * Told of every rotation without a code, and awaited, before the key is replaced: if it fails, the answer is 503 and nothing is
+   * replaced. A rotation that it was told of may still be refused, of which `onRejected` is told.
    */
   readonly onSelfRotation?: (event: SelfRotationEvent) => MaybePromise<void>;
   /** Counts tries by device. Default: in the memory of this process, `rotationsPerMinute`. */
@@ -151,6 +151,12 @@ async function rotateInOrder(
   await claimNonce(context, head);
   demandAllowed(context, await ask('rotation_limiter', policy.seamTimeoutMs, () => limiter.consume(deviceId, 1)));
 
+  if (code === null && onSelfRotation) {
+    // Not afterwards: whoever took the device over would not repeat what nobody was told of.
+    const event: SelfRotationEvent = { device, newKeyId: keyId, ip: incoming.ip, isRepeat: device.keyState !== 'current' };
+    await ask('audit', policy.seamTimeoutMs, () => onSelfRotation(event));
+  }
+
   // 8: the awaits took time; what the device may do now. The registry judges status and key once more, in the step that replaces it.
   const present = await findDevice(context, oldKeyId);
   if (present === null) throw signatureInvalid('unknown key');
@@ -177,10 +183,6 @@ async function rotateInOrder(
   }
   const rotated = result.device;
   if (rotated?.keyId !== keyId) throw new UnavailableError('device_registry', 'The registry gave no device of that key.');
-  if (code === null && onSelfRotation) {
-    const event: SelfRotationEvent = { device: rotated, oldKeyId, ip: incoming.ip, isRepeat: result.outcome === 'already_rotated' };
-    await ask('audit', policy.seamTimeoutMs, () => onSelfRotation(event));
-  }
   return rotated;
 }
 

@@ -4,7 +4,7 @@ import { toBase64, utf8 } from '@keyguard/core/bytes';
 import { rotationProofText } from '@keyguard/core/canonical';
 import { memoryDeviceRegistry, memoryKeyStore } from '@keyguard/core/memory';
 import type { Bytes, Device, DeviceRegistry, KeyRotationOutcome, KeyRotationRequest, SigningKey } from '@keyguard/core/seams';
-import { createRotation, nodePrimitives, type RotationOptions } from '@keyguard/server-verifier';
+import { createRotation, nodePrimitives, type RotationOptions, type SelfRotationEvent } from '@keyguard/server-verifier';
 import { ALLOWED, AUTHORITY, forged, incoming, limiter, NOW_MS, openBench, REFUSED, withHeader, type Bench, type Incoming, type IncomingOptions } from './bench.ts';
 
 const CODE = '7K3QF-0MZ8T-4V2XN-9RBCD-HE6JP-S';
@@ -213,6 +213,38 @@ describe('what fails is closed', () => {
       await expectRefused(debit, await rotating(debit.old, debit.key), code);
       expect(debit.bench.asked).toContain('replay_store');
     }
+  });
+});
+
+describe('a rotation without a code', () => {
+  it('is told of before the registry is asked, also where that then hangs or refuses', async () => {
+    for (const answer of [() => ({ outcome: 'rejected' }), () => new Promise(() => {}), undefined]) {
+      const events: (SelfRotationEvent & { asked: number })[] = [];
+      const open: Open = await openRegistry(
+        {
+          policy: { authorities: [AUTHORITY], seamTimeoutMs: 50 },
+          allowSelfRotation: true,
+          onSelfRotation: (event) => void events.push({ ...event, asked: open.asked.length }),
+        },
+        answer,
+      );
+      await open.bench.rotation.rotate(await rotating(open.old, open.key, { code: null })).catch(() => {});
+      expect(open.asked).toHaveLength(1);
+      expect(events).toMatchObject([{ asked: 0, device: { keyId: open.old.keyId }, newKeyId: open.key.keyId, ip: '192.0.2.1', isRepeat: false }]);
+    }
+  });
+
+  it('is not done where nobody heard of it: the listener threw, or was not done in time', async () => {
+    for (const onSelfRotation of [(): never => { throw new Error('down'); }, () => Promise.reject(new Error('down')), () => new Promise<void>(() => {})]) {
+      const open = await openRegistry({ policy: { authorities: [AUTHORITY], seamTimeoutMs: 50 }, allowSelfRotation: true, onSelfRotation });
+      await expectRefused(open, await rotating(open.old, open.key, { code: null }), 'store_unavailable');
+    }
+  });
+
+  it('is what is told of, and not one with a code', async () => {
+    const open = await openRegistry({ allowSelfRotation: true, onSelfRotation: () => Promise.reject(new Error('told')) });
+    await open.bench.rotation.rotate(await rotating(open.old, open.key));
+    expect(open.asked).toMatchObject([{ codeHash: CODE_HASH, allowWithoutCode: true }]);
   });
 });
 
