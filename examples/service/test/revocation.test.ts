@@ -281,11 +281,12 @@ describe('two services on one PostgreSQL', () => {
     process.stdout.write(
       `${fault}: a request of a second later was refused ${refusedAfterMs.toFixed(0)} ms after it, each within ${slowestMs.toFixed(0)} ms; streams ended after ${ms(afterMs)} ms; healed after ${healMs.toFixed(0)} ms\n`,
     );
-    expect(refusedAfterMs).toBeLessThan(1300);
-    expect(slowestMs).toBeLessThan(1000);
+    // 1,250 ms by design; the rest, here and below, is for a machine that is busy.
+    expect(refusedAfterMs).toBeLessThan(1500);
+    // Long before a store that hangs would be given up on, after two seconds.
+    expect(slowestMs).toBeLessThan(1500);
     for (const one of afterMs) {
       expect(one).toBeGreaterThan(4000);
-      // By design six seconds at most; the rest is for a machine that is busy.
       expect(one).toBeLessThan(6500);
     }
     expect(answer.status).toBe(200);

@@ -43,7 +43,7 @@ export interface DeviceWatch {
   readonly maxStaleMs: number;
   /**
    * Returns at once, or resolves, when every listener has been told of every change that was acknowledged `maxStaleMs` before.
-   * @throws UnavailableError seam `device_changes`, after a quarter of a second at most
+   * @throws UnavailableError seam `device_changes`, after half a second at most
    */
   caughtUp(): MaybePromise<void>;
   /** How old the last poll is that was answered, from its beginning; `Infinity` before the first. */
@@ -157,12 +157,17 @@ export function watchDeviceChanges(changes: DeviceChanges, options: DeviceWatchO
   async function catchUp(): Promise<void> {
     // An outage that is known is told at once, and tried again by the clock and not by every caller.
     if (lastFailed && polling === null) throw silent();
-    if (polling === null && !isStopped) {
-      clearTimeout(timer);
-      polling = poll();
+    // A poll in which the process stood still is too old when it is answered: one more then.
+    for (let pollsLeft = 2; pollsLeft > 0 && !isStopped; pollsLeft -= 1) {
+      if (polling === null) {
+        clearTimeout(timer);
+        polling = poll();
+      }
+      const isAnswered = await within(PATIENCE_MS, polling, silent);
+      if (silentForMs() <= maxStaleMs) return;
+      if (!isAnswered) break;
     }
-    if (polling !== null) await within(PATIENCE_MS, polling, silent);
-    if (!(silentForMs() <= maxStaleMs)) throw silent();
+    throw silent();
   }
 
   const unhint = changes.onHint?.(pollSoon);

@@ -123,6 +123,27 @@ describe('watchDeviceChanges', () => {
     expect(await asking).toBe('caught up');
   });
 
+  it('asks once more where the process stood still while it asked, and not for ever', async () => {
+    for (const pauses of [1, 2]) {
+      const { changes, watch } = await running();
+      await pass(1001);
+      changes.asked.open[0]!.answer({ cursor: 'c1', deviceIds: [] });
+      await pass(0);
+      vi.setSystemTime(Date.now() + 10_000);
+      const asking = verdict(watch);
+      for (let i = 0; i < pauses; i += 1) {
+        await pass(0);
+        vi.setSystemTime(Date.now() + 2000);
+        changes.asked.open[0]!.answer({ cursor: 'c2', deviceIds: [] });
+      }
+      await pass(0);
+      if (pauses === 1) changes.asked.open[0]!.answer({ cursor: 'c3', deviceIds: [] });
+      await pass(0);
+      expect(await asking).toBe(pauses === 1 ? 'caught up' : 'silent');
+      watch.stop();
+    }
+  });
+
   it('takes nothing for younger because the clock was set back', async () => {
     const { watch } = await running();
     vi.setSystemTime(Date.now() - 86_400_000);
