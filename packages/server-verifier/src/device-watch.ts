@@ -156,9 +156,9 @@ export function watchDeviceChanges(changes: DeviceChanges, options: DeviceWatchO
 
   async function catchUp(): Promise<void> {
     // An outage that is known is told at once, and tried again by the clock and not by every caller.
-    if (lastFailed && polling === null) throw silent();
+    if (isStopped || (lastFailed && polling === null)) throw silent();
     // A poll in which the process stood still is too old when it is answered: one more then.
-    for (let pollsLeft = 2; pollsLeft > 0 && !isStopped; pollsLeft -= 1) {
+    for (let pollsLeft = 2; pollsLeft > 0; pollsLeft -= 1) {
       if (polling === null) {
         clearTimeout(timer);
         polling = poll();
