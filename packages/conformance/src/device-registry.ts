@@ -1,15 +1,18 @@
 /**
  * What every {@link DeviceRegistry} must keep: a key id belongs to one device for ever, a code is used as often as it says and no
  * more, a key is replaced in one step, and what was acknowledged is seen at once; by one that keeps what it read, within the bound
- * that it names.
+ * that it names. Also while what it is built on fails, hangs or is full.
  */
 import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { isUnavailable } from '@keyguard/core/errors';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
 import type { Bytes, DeviceRegistry, EnrollmentOutcome, EnrollmentRequest, MaybePromise } from '@keyguard/core/seams';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { keyRotationCases, type KeyRotationSubject } from './key-rotation.ts';
-import type { Substrate } from './substrate.ts';
+import { afterAll, beforeAll, describe, expect } from 'vitest';
+import { casesOf } from './cases.ts';
+import { deviceRegistryFaultCases } from './device-registry-faults.ts';
+import { faultsOf, type Faults, type Substrate } from './faults.ts';
+import type { KeyRotationSubject } from './key-rotation-steps.ts';
+import { keyRotationCases } from './key-rotation.ts';
 
 /** A code as the suite wants it to be known to the registry. */
 export interface CodeWanted {
@@ -29,15 +32,30 @@ export interface DeviceRegistrySubject extends KeyRotationSubject {
   addCode(code: CodeWanted): MaybePromise<void>;
   /** Makes a device revoked, by whatever way an administrator has. */
   revoke(deviceId: string): MaybePromise<void>;
+  /** Left out in memory. */
+  readonly faults?: Faults;
+  /** Within how many milliseconds every verb answers or throws, where the registry promises that. */
+  readonly boundMs?: number;
   /** Takes away what the registry is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
   close?(): MaybePromise<void>;
 }
 
-const RACING = 50;
+export interface DeviceRegistryConformanceOptions {
+  /** Default `external`. */
+  readonly substrate?: Exclude<Substrate, 'bounded'>;
+}
 
-export function deviceRegistryConformance(title: string, open: () => MaybePromise<DeviceRegistrySubject>, { inMemory = false }: Substrate = {}): void {
-  describe(`${title} keeps the contract of DeviceRegistry`, { timeout: 30_000 }, () => {
+const RACING = 100;
+
+/** `open` makes a subject without devices. */
+export function deviceRegistryConformance(
+  title: string,
+  open: () => MaybePromise<DeviceRegistrySubject>,
+  { substrate = 'external' }: DeviceRegistryConformanceOptions = {},
+): void {
+  describe(`${title} keeps the contract of DeviceRegistry`, { timeout: 60_000 }, () => {
+    const it = casesOf('DeviceRegistry', title);
     let subject: DeviceRegistrySubject;
     let serial = 0;
 
@@ -77,7 +95,7 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
     const count = (outcomes: readonly EnrollmentOutcome[], wanted: EnrollmentOutcome['outcome']): number =>
       outcomes.filter(({ outcome }) => outcome === wanted).length;
 
-    it('knows nobody of whom it was not told', async () => {
+    it.contract('knows nobody of whom it was not told', async () => {
       const { keyId } = await request(null);
       expect(await subject.registry.findByKeyId(keyId)).toBeNull();
       expect(await subject.registry.findByKeyId('')).toBeNull();
@@ -85,7 +103,7 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(await subject.registry.findByKeyId(`${keyId}\0`)).toBeNull();
     });
 
-    it('enrolls for the owner and project of the code, and every process sees the device at once', async () => {
+    it.contract('enrolls for the owner and project of the code, and every process sees the device at once', async () => {
       const one = await request(await code({ ownerId: 'user-7', projectId: 'project-7' }), { label: 'Büro 🔑' });
       const answer = await subject.registry.enroll(one);
       if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
@@ -106,13 +124,13 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(await subject.registry.findByKeyId(one.keyId)).toEqual(answer.device);
     });
 
-    it('makes a device wait where the code says so', async () => {
+    it.contract('makes a device wait where the code says so', async () => {
       const one = await request(await code({ autoApprove: false }));
       expect(await subject.registry.enroll(one)).toMatchObject({ outcome: 'enrolled', device: { status: 'pending' } });
       expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'pending' });
     });
 
-    it('N69: gives one answer to codes that are unknown, used or expired, and to none', async () => {
+    it.contract('N69: gives one answer to codes that are unknown, used or expired, and to none', async () => {
       const used = await code();
       await subject.registry.enroll(await request(used));
       const expired = await code({ expiresAtMs: subject.nowMs() });
@@ -123,7 +141,14 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       }
     });
 
-    it(`N69: makes one device of ${RACING} parallel uses of one code`, async () => {
+    it.expiry('takes a code up to the last millisecond of its life, and not after', async () => {
+      const expiresAtMs = subject.nowMs() + 1000;
+      const codeHash = await code({ expiresAtMs });
+      expect(await subject.registry.enroll({ ...(await request(codeHash)), nowMs: expiresAtMs })).toEqual({ outcome: 'rejected' });
+      expect(await subject.peer.enroll({ ...(await request(codeHash)), nowMs: expiresAtMs - 1 })).toMatchObject({ outcome: 'enrolled' });
+    });
+
+    it.races(`N69: makes one device of ${RACING} parallel uses of one code`, async () => {
       const all = await requests(await code(), RACING);
       const outcomes = await race(all);
       expect(count(outcomes, 'enrolled')).toBe(1);
@@ -132,13 +157,13 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(found.filter((device) => device !== null)).toHaveLength(1);
     });
 
-    it(`makes as many devices as a code has uses of ${RACING} parallel ones`, async () => {
+    it.races(`makes as many devices as a code has uses of ${RACING} parallel ones`, async () => {
       const outcomes = await race(await requests(await code({ maxUses: 7 }), RACING));
       expect(count(outcomes, 'enrolled')).toBe(7);
       expect(count(outcomes, 'rejected')).toBe(RACING - 7);
     });
 
-    it(`makes one device of ${RACING} parallel copies of one request, and takes one use for it`, async () => {
+    it.races(`makes one device of ${RACING} parallel copies of one request, and takes one use for it`, async () => {
       const hash = await code({ maxUses: 3 });
       const one = await request(hash);
       const outcomes = await race(Array.from({ length: RACING }, () => one));
@@ -148,14 +173,14 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(count(rest, 'enrolled')).toBe(2);
     });
 
-    it('answers key_exists to the racing copies of a request that had the last use', async () => {
+    it.races('answers key_exists to the racing copies of a request that had the last use', async () => {
       const one = await request(await code());
       const outcomes = await race(Array.from({ length: RACING }, () => one));
       expect(count(outcomes, 'enrolled')).toBe(1);
       expect(count(outcomes, 'key_exists')).toBe(RACING - 1);
     });
 
-    it('answers key_exists before it looks at the code, which keeps its use', async () => {
+    it.contract('answers key_exists before it looks at the code, which keeps its use', async () => {
       const one = await request(await code());
       await subject.registry.enroll(one);
       for (const codeHash of [one.codeHash, null, 'A'.repeat(43)]) {
@@ -166,7 +191,7 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(await subject.registry.enroll(await request(unused))).toMatchObject({ outcome: 'enrolled' });
     });
 
-    it('N71: never enrolls a revoked key again, and finds it as revoked', async () => {
+    it.contract('N71: never enrolls a revoked key again, and finds it as revoked', async () => {
       const one = await request(await code());
       const answer = await subject.registry.enroll(one);
       if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
@@ -181,7 +206,7 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
     });
 
-    it('N72: never takes a fingerprint for a device', async () => {
+    it.contract('N72: never takes a fingerprint for a device', async () => {
       const hash = await code({ maxUses: 2 });
       const fingerprint = 'F'.repeat(43);
       const first = await subject.registry.enroll(await request(hash, { fingerprint }));
@@ -190,13 +215,15 @@ export function deviceRegistryConformance(title: string, open: () => MaybePromis
       expect(second.device.deviceId).not.toBe(first.device.deviceId);
     });
 
-    keyRotationCases({ subject: () => subject, newHash, enrollment: async (more) => request(await code(more)) }, RACING);
+    keyRotationCases(it, { subject: () => subject, newHash, enrollment: async (more) => request(await code(more)) }, RACING);
 
-    if (inMemory) return;
+    if (substrate === 'memory') return;
+    deviceRegistryFaultCases(it, { subject: () => subject, code, request });
 
-    it('throws when what it is built on fails', async () => {
+    it.failing('throws when what it is built on is gone', async () => {
       const one = await request(await code());
-      await subject.break!();
+      if (subject.break === undefined) await faultsOf(subject).fail(1, () => 0);
+      else await subject.break();
       const find = async (): Promise<unknown> => subject.registry.findByKeyId(one.keyId);
       const enroll = async (): Promise<unknown> => subject.registry.enroll(one);
       const { keyId, publicKey } = await request(null);

@@ -2,89 +2,16 @@
  * The part of a {@link DeviceRegistry} that replaces keys: exactly one current key at any time, a code that is one device's and good
  * once, and no way back for a key that was replaced.
  */
-import type { Device, DeviceRegistry, EnrollmentRequest, KeyRotationOutcome, KeyRotationRequest, MaybePromise } from '@keyguard/core/seams';
-import { describe, expect, it } from 'vitest';
+import type { KeyRotationRequest } from '@keyguard/core/seams';
+import { describe, expect } from 'vitest';
+import type { Cases } from './cases.ts';
+import { OVERLAP_MS, rotationSteps, type KeyRotationSuite } from './key-rotation-steps.ts';
 
-/** A rotation code as the suite wants it to be known to the registry. */
-export interface RotationCodeWanted {
-  /** Base64url SHA-256 of the code. */
-  readonly codeHash: string;
-  readonly deviceId: string;
-  readonly expiresAtMs: number;
-}
-
-export interface KeyRotationSubject {
-  readonly registry: DeviceRegistry;
-  readonly peer: DeviceRegistry;
-  nowMs(): number;
-  /** Gives a device a code, which may take the place of the one that it had. */
-  addRotationCode(code: RotationCodeWanted): MaybePromise<void>;
-  suspend(deviceId: string): MaybePromise<void>;
-  revoke(deviceId: string): MaybePromise<void>;
-  /**
-   * Only for registries that answer from what they keep: resolves when the bound that they name has passed since the call. Left
-   * out: both see every acknowledged change at once.
-   */
-  afterBound?(): Promise<void>;
-}
-
-/** What the suite around this one has already. */
-export interface KeyRotationSuite {
-  subject(): KeyRotationSubject;
-  /** A code hash that was not there before. */
-  newHash(): Promise<string>;
-  /** An enrollment by a new key, with a code of one use. */
-  enrollment(more?: { readonly autoApprove?: boolean }): Promise<EnrollmentRequest>;
-}
-
-const OVERLAP_MS = 60_000;
-
-export function keyRotationCases(suite: KeyRotationSuite, racing: number): void {
-  const registry = (): DeviceRegistry => suite.subject().registry;
-  const nowMs = (): number => suite.subject().nowMs();
-
-  async function enrolled(more?: { readonly autoApprove?: boolean }): Promise<Device> {
-    const answer = await registry().enroll(await suite.enrollment(more));
-    if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
-    return answer.device;
-  }
-
-  async function code({ deviceId }: Device, expiresAtMs = nowMs() + 900_000): Promise<string> {
-    const codeHash = await suite.newHash();
-    await suite.subject().addRotationCode({ codeHash, deviceId, expiresAtMs });
-    return codeHash;
-  }
-
-  /** A rotation from the key of `device` to a new one. */
-  async function rotation(device: Device, codeHash: string | null, more: Partial<KeyRotationRequest> = {}): Promise<KeyRotationRequest> {
-    const { keyId, publicKey } = await suite.enrollment();
-    return { oldKeyId: device.keyId, keyId, publicKey, codeHash, allowWithoutCode: false, overlapMs: OVERLAP_MS, nowMs: nowMs(), ...more };
-  }
-
-  async function rotated(request: KeyRotationRequest): Promise<Device> {
-    const answer = await registry().rotate(request);
-    if (answer.outcome !== 'rotated') throw new Error(`It was ${answer.outcome}.`);
-    return answer.device;
-  }
-
-  const race = (all: readonly KeyRotationRequest[]): Promise<KeyRotationOutcome[]> =>
-    Promise.all(all.map(async (one, i) => (i % 2 === 0 ? registry() : suite.subject().peer).rotate(one)));
-  const counts = (outcomes: readonly KeyRotationOutcome[]): Record<string, number> => {
-    const sums: Record<string, number> = {};
-    for (const { outcome } of outcomes) sums[outcome] = (sums[outcome] ?? 0) + 1;
-    return sums;
-  };
-  const rotations = (count: number, make: () => Promise<KeyRotationRequest>): Promise<KeyRotationRequest[]> =>
-    Promise.all(Array.from({ length: count }, make));
-
-  /** That this refusal changed nothing: the device still has its key, and the new one is nobody's. */
-  async function expectUntouched(device: Device, request: KeyRotationRequest): Promise<void> {
-    expect(await registry().findByKeyId(device.keyId)).toMatchObject({ keyId: device.keyId, keyState: 'current' });
-    if (request.keyId !== device.keyId) expect(await registry().findByKeyId(request.keyId)).toBeNull();
-  }
+export function keyRotationCases(it: Cases, suite: KeyRotationSuite, racing: number): void {
+  const { registry, nowMs, enrolled, code, rotation, rotated, race, counts, rotations, expectUntouched } = rotationSteps(suite);
 
   describe('the key of a device', () => {
-    it('is replaced in one step: the new one is current, the old one retiring until the end of the overlap', async () => {
+    it.contract('is replaced in one step: the new one is current, the old one retiring until the end of the overlap', async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device), { overlapMs: 12_345 });
       // So that whoever keeps a device keeps this one.
@@ -102,7 +29,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       });
     });
 
-    it('may have no overlap at all', async () => {
+    it.expiry('may have no overlap at all', async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device), { overlapMs: 0 });
       await rotated(request);
@@ -110,7 +37,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       expect(await registry().rotate(request)).toEqual({ outcome: 'rejected' });
     });
 
-    it('is replaced again while the one before is retiring still, which never comes back', async () => {
+    it.contract('is replaced again while the one before is retiring still, which never comes back', async () => {
       const first = await enrolled();
       const second = await rotated(await rotation(first, await code(first)));
       const third = await rotated(await rotation(second, await code(second)));
@@ -125,7 +52,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await rotated(await rotation(third, codeHash));
     });
 
-    it('N71: that was replaced never enrolls again, whatever the code', async () => {
+    it.contract('N71: that was replaced never enrolls again, whatever the code', async () => {
       const enrollment = await suite.enrollment();
       const answer = await registry().enroll(enrollment);
       if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
@@ -134,7 +61,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       expect(await registry().enroll({ ...enrollment, codeHash })).toEqual({ outcome: 'key_exists' });
     });
 
-    it('is the device\u2019s also afterwards: what becomes of the device becomes of all its keys', async () => {
+    it.contract('is the device\u2019s also afterwards: what becomes of the device becomes of all its keys', async () => {
       const device = await enrolled();
       const present = await rotated(await rotation(device, await code(device)));
       for (const { keyId } of [device, present]) expect(await registry().findByKeyId(keyId)).toMatchObject({ status: 'active' });
@@ -147,7 +74,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
   });
 
   describe('a repeated rotation', () => {
-    it('is answered as done, whatever the code, as long as the old key is retiring and the new one current', async () => {
+    it.expiry('is answered as done, whatever the code, as long as the old key is retiring and the new one current', async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device));
       const present = await rotated(request);
@@ -160,7 +87,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       expect(await registry().findByKeyId(device.keyId)).toMatchObject({ keyRetiresAtMs: request.nowMs + OVERLAP_MS });
     });
 
-    it('takes no code: one that was made since keeps its use', async () => {
+    it.contract('takes no code: one that was made since keeps its use', async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device));
       const present = await rotated(request);
@@ -169,7 +96,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await rotated(await rotation(present, codeHash));
     });
 
-    it('to another key, or once the new key was replaced itself, is none', async () => {
+    it.contract('to another key, or once the new key was replaced itself, is none', async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device));
       const present = await rotated(request);
@@ -185,7 +112,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
   });
 
   describe('a rotation code', () => {
-    it('is refused with one answer where it is unknown, used, expired or another device\u2019s, and where there is none', async () => {
+    it.contract('is refused with one answer where it is unknown, used, expired or another device\u2019s, and where there is none', async () => {
       const [device, other] = [await enrolled(), await enrolled()];
       const used = await code(other);
       const present = await rotated(await rotation(other, used));
@@ -200,7 +127,17 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await rotated(await rotation(present, foreign));
     });
 
-    it('that was used is used up for the new key too', async () => {
+    it.expiry('is taken up to the last millisecond of its life, and not after', async () => {
+      const device = await enrolled();
+      const expiresAtMs = nowMs() + 1000;
+      const codeHash = await code(device, expiresAtMs);
+      const late = await rotation(device, codeHash, { nowMs: expiresAtMs });
+      expect(await registry().rotate(late)).toEqual({ outcome: 'rejected' });
+      await expectUntouched(device, late);
+      await rotated(await rotation(device, codeHash, { nowMs: expiresAtMs - 1 }));
+    });
+
+    it.contract('that was used is used up for the new key too', async () => {
       const device = await enrolled();
       const codeHash = await code(device);
       const present = await rotated(await rotation(device, codeHash));
@@ -209,7 +146,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await expectUntouched(present, request);
     });
 
-    it('never opens enrollment, nor an enrollment code rotation', async () => {
+    it.contract('never opens enrollment, nor an enrollment code rotation', async () => {
       const device = await enrolled();
       const codeHash = await code(device);
       const enrollment = await suite.enrollment();
@@ -219,7 +156,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await rotated(await rotation(device, codeHash));
     });
 
-    it('is not needed where the policy says so, and must be good all the same where it is sent', async () => {
+    it.contract('is not needed where the policy says so, and must be good all the same where it is sent', async () => {
       const device = await enrolled();
       const bad = await rotation(device, 'A'.repeat(43), { allowWithoutCode: true });
       expect(await registry().rotate(bad)).toEqual({ outcome: 'rejected' });
@@ -227,7 +164,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       await rotated(await rotation(device, null, { allowWithoutCode: true }));
     });
 
-    it(`makes one new key of ${racing} parallel uses by as many new keys`, async () => {
+    it.races(`makes one new key of ${racing} parallel uses by as many new keys`, async () => {
       const device = await enrolled();
       const codeHash = await code(device);
       const all = await rotations(racing, () => rotation(device, codeHash));
@@ -236,20 +173,20 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
       expect(found.filter((present) => present !== null)).toMatchObject([{ deviceId: device.deviceId, keyState: 'current' }]);
     });
 
-    it(`makes one new key of ${racing} parallel copies of one request, and tells all of them so`, async () => {
+    it.races(`makes one new key of ${racing} parallel copies of one request, and tells all of them so`, async () => {
       const device = await enrolled();
       const request = await rotation(device, await code(device));
       expect(counts(await race(Array.from({ length: racing }, () => request)))).toEqual({ rotated: 1, already_rotated: racing - 1 });
     });
   });
 
-  it(`of ${racing} new keys that race for one old key without a code, one wins`, async () => {
+  it.races(`of ${racing} new keys that race for one old key without a code, one wins`, async () => {
     const device = await enrolled();
     const all = await rotations(racing, () => rotation(device, null, { allowWithoutCode: true }));
     expect(counts(await race(all))).toEqual({ rotated: 1, rejected: racing - 1 });
   });
 
-  it('of devices that race for one new key, and an enrollment by it, one wins', async () => {
+  it.races('of devices that race for one new key, and an enrollment by it, one wins', async () => {
     const wanted = await suite.enrollment();
     const { keyId, publicKey } = wanted;
     const devices = [await enrolled(), await enrolled(), await enrolled(), await enrolled()];
@@ -266,7 +203,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
   });
 
   describe('a new key that was known before', () => {
-    it('N75, N76: is refused before the code is looked at: the old one itself, another device\u2019s, a replaced or a revoked one', async () => {
+    it.contract('N75, N76: is refused before the code is looked at: the old one itself, another device\u2019s, a replaced or a revoked one', async () => {
       const device = await enrolled();
       const codeHash = await code(device);
       const other = await enrolled();
@@ -286,7 +223,7 @@ export function keyRotationCases(suite: KeyRotationSuite, racing: number): void 
     });
   });
 
-  it('replaces no key of a device that is pending, suspended, revoked or unknown, also for a repeat', async () => {
+  it.contract('replaces no key of a device that is pending, suspended, revoked or unknown, also for a repeat', async () => {
     const suspended = await enrolled();
     const suspendedCode = await code(suspended);
     await suite.subject().suspend(suspended.deviceId);

@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
-import { auditSinkConformance, deviceRegistryConformance, keyStoreConformance, replayStoreConformance } from '@keyguard/conformance';
+import { auditSinkConformance, deviceRegistryConformance, keyStoreConformance, replayStoreConformance, type Fullness } from '@keyguard/conformance';
 import { webCryptoMacKey } from '@keyguard/core/audit';
 import { memoryAuditSink, memoryDeviceRegistry, memoryKeyStore, memoryReplayStore } from '@keyguard/core/memory';
 
 keyStoreConformance('memoryKeyStore', {
+  substrate: 'memory',
   place: () => {
     const store = memoryKeyStore();
     return () => store;
@@ -12,9 +13,19 @@ keyStoreConformance('memoryKeyStore', {
 
 replayStoreConformance('memoryReplayStore', () => {
   let nowMs = 1_800_000_000_000;
-  const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0 });
-  return { store, peer: store, nowMs: () => nowMs, advance: (ms) => void (nowMs += ms), forget: () => {} };
-}, { inMemory: true });
+  let serial = 0;
+  const store = memoryReplayStore({ clock: { nowMs: () => nowMs }, startedAtMs: 0, capacity: 2000 });
+  const claim = (): boolean => store.claim('filling', `nonce-${(serial += 1)}`, nowMs / 1000, nowMs + 1000) as boolean;
+  const faults: Fullness = {
+    fill: () => {
+      expect(() => {
+        while (claim());
+      }).toThrow(expect.objectContaining({ code: 'overloaded' }));
+    },
+    calm: () => void (nowMs += 3000),
+  };
+  return { store, peer: store, nowMs: () => nowMs, advance: (ms) => void (nowMs += ms), forget: () => {}, faults };
+}, { substrate: 'bounded' });
 
 deviceRegistryConformance('memoryDeviceRegistry', () => {
   const registry = memoryDeviceRegistry();
@@ -27,13 +38,13 @@ deviceRegistryConformance('memoryDeviceRegistry', () => {
     suspend: (deviceId) => void registry.transition(deviceId, 'suspend'),
     revoke: (deviceId) => void registry.transition(deviceId, 'revoke'),
   };
-}, { inMemory: true });
+}, { substrate: 'memory' });
 
 auditSinkConformance('memoryAuditSink', async () => {
   const macKey = await webCryptoMacKey({ keyId: 'test', key: new Uint8Array(32).fill(7) });
   const sink = memoryAuditSink({ origin: 'test', macKey });
   return { sink, peer: sink, origin: 'test', macKey };
-}, { inMemory: true });
+}, { substrate: 'memory' });
 
 describe('memoryReplayStore', () => {
   const claimAt = (nowMs: number, startedAtMs: number) => {

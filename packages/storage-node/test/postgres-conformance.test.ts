@@ -16,6 +16,7 @@ import {
   type DeviceMove,
   type SqlTransaction,
 } from '../src/postgres.ts';
+import { databaseFaults, faultyClient } from './postgres-faults.ts';
 import { SUBSTRATES, type Substrate } from './postgres-substrate.ts';
 
 const rowMacKey = nodeMacKey({ keyId: 'row-1', key: randomBytes(32) });
@@ -31,10 +32,13 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
     // In the past, and never past the clock of the database: nothing is purged that has not expired by both.
     let nowMs = Date.now() - 24 * 3_600_000;
     const clock = { nowMs: (): number => nowMs };
-    const store = postgresReplayStore(database.app, { clock });
+    const faults = databaseFaults();
+    const [app, peer] = [faultyClient(database.app, faults), faultyClient(database.peer, faults)];
+    const store = postgresReplayStore(app, { clock });
     return {
       store,
-      peer: postgresReplayStore(database.peer, { clock }),
+      peer: postgresReplayStore(peer, { clock }),
+      morePeers: [postgresReplayStore(app, { clock }), postgresReplayStore(peer, { clock, maxRows: 1_000_000 })],
       nowMs: clock.nowMs,
       advance: (ms) => {
         nowMs += ms;
@@ -42,6 +46,7 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       forget: async () => {
         await store.purge();
       },
+      faults,
       break: database.cut,
       close: database.close,
     };
@@ -58,9 +63,10 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       const { outcome } = await directory.transition(deviceId, to, { byUserId: 'admin' });
       if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
     };
+    const faults = databaseFaults();
     return {
-      registry: postgresDeviceRegistry(database.app, { rowMacKey }),
-      peer: postgresDeviceRegistry(database.peer, { rowMacKey }),
+      registry: postgresDeviceRegistry(faultyClient(database.app, faults), { rowMacKey }),
+      peer: postgresDeviceRegistry(faultyClient(database.peer, faults), { rowMacKey }),
       nowMs: () => nowMs,
       addCode: async ({ ownerId, ...code }) => {
         await codes.create({ ...code, createdBy: 'admin', forUserId: ownerId, label: null });
@@ -71,6 +77,7 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       },
       suspend: (deviceId) => move(deviceId, 'suspend'),
       revoke: (deviceId) => move(deviceId, 'revoke'),
+      faults,
       break: database.cut,
       close: database.close,
     };
@@ -119,16 +126,19 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
   auditSinkConformance<SqlTransaction>(`postgresAuditSink on ${title}`, async () => {
     const database = await (await substrate()).open();
     const origin = 'keyguard.test/conformance';
+    const faults = databaseFaults();
+    const app = faultyClient(database.app, faults);
     return {
-      sink: postgresAuditSink(database.app, { origin, macKey }),
-      peer: postgresAuditSink(database.peer, { origin, macKey }),
+      sink: postgresAuditSink(app, { origin, macKey }),
+      peer: postgresAuditSink(faultyClient(database.peer, faults), { origin, macKey }),
       origin,
       macKey,
       transaction: (fn) =>
-        database.app.transaction(async (tx) => {
+        app.transaction(async (tx) => {
           await tx.query('SET LOCAL ROLE kg_auth');
           return fn(tx);
         }),
+      faults,
       break: database.cut,
       close: database.close,
     };

@@ -36,7 +36,7 @@ export const CLIENTS: readonly { readonly title: string; readonly connect: (url:
   {
     title: 'node-redis',
     connect: async (url) => {
-      const redis = createClient({ url, disableOfflineQueue: true, socket: { connectTimeout: 1000, socketTimeout: 1000 } });
+      const redis = createClient({ url, disableOfflineQueue: true, socket: { connectTimeout: 1000 } });
       redis.on('error', () => {});
       await redis.connect();
       return { client: nodeRedisClient(redis), close: () => redis.destroy() };
