@@ -1,10 +1,12 @@
 /**
  * What every {@link DeviceChanges} must keep: no acknowledged change is left out, whatever happens at the same time, and what is named
- * can be read.
+ * can be read; also while what it is built on fails, hangs or is full.
  */
 import { isUnavailable } from '@keyguard/core/errors';
 import type { ChangedDevices, DeviceChanges, DeviceRegistry, MaybePromise } from '@keyguard/core/seams';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect } from 'vitest';
+import { casesOf } from './cases.ts';
+import { ending, endingsOverHang, errorsOf, FAILING_SHARE, faultsOf, seeded, valuesOf, type Ending, type Faults } from './faults.ts';
 
 export interface DeviceChangesSubject {
   readonly changes: DeviceChanges;
@@ -17,14 +19,19 @@ export interface DeviceChangesSubject {
   revoke(deviceId: string): Promise<void>;
   /** Every other way in which what a registry tells of a device may change, by name. */
   readonly moves: Readonly<Record<string, (deviceId: string) => Promise<void>>>;
-  break(): MaybePromise<void>;
+  /** Of {@link changes} and {@link peer}, and of nothing else: what changes devices goes on. */
+  readonly faults?: Faults;
+  /** Takes away what it is built on. The last thing that is done to a subject. */
+  break?(): MaybePromise<void>;
   close?(): MaybePromise<void>;
 }
 
-const RACING = 60;
+const RACING = 100;
 
+/** There is none in memory alone: whoever keeps devices in this process sees their changes at once. */
 export function deviceChangesConformance(title: string, open: () => MaybePromise<DeviceChangesSubject>): void {
   describe(`${title} keeps the contract of DeviceChanges`, { timeout: 60_000 }, () => {
+    const it = casesOf('DeviceChanges', title);
     let subject: DeviceChangesSubject;
 
     beforeAll(async () => {
@@ -35,7 +42,7 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
     const names = ({ deviceIds }: ChangedDevices, deviceId: string): boolean => deviceIds === 'reset' || deviceIds.includes(deviceId);
     const start = async (changes: DeviceChanges = subject.changes): Promise<string> => (await changes.since(null)).cursor;
 
-    it('begins with a reset, and then has nothing to say where nothing happens', async () => {
+    it.contract('begins with a reset, and then has nothing to say where nothing happens', async () => {
       const { deviceId } = await subject.enroll();
       const first = await subject.changes.since(null);
       expect(first.deviceIds).toBe('reset');
@@ -47,13 +54,13 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
       }
     });
 
-    it('names a device that is new', async () => {
+    it.contract('names a device that is new', async () => {
       const cursor = await start();
       const { deviceId } = await subject.enroll();
       expect(names(await subject.changes.since(cursor), deviceId)).toBe(true);
     });
 
-    it('names a device that changed in any way, to every process that asks', async () => {
+    it.contract('names a device that changed in any way, to every process that asks', async () => {
       for (const [name, move] of Object.entries({ ...subject.moves, revoke: subject.revoke })) {
         const { deviceId } = await subject.enroll();
         const [cursor, peerCursor] = [await start(), await start(subject.peer)];
@@ -63,7 +70,7 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
       }
     });
 
-    it('goes on from any cursor that it gave, also one that was used before', async () => {
+    it.contract('goes on from any cursor that it gave, also one that was used before', async () => {
       const cursor = await start();
       const one = await subject.enroll();
       const next = await subject.changes.since(cursor);
@@ -73,7 +80,7 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
       expect([one, two].every(({ deviceId }) => names(again, deviceId))).toBe(true);
     });
 
-    it(`leaves out none of ${RACING} changes that race with each other and with the questions, and names none that cannot be read yet`, async () => {
+    it.races(`leaves out none of ${RACING} changes that race with each other and with the questions, and names none that cannot be read yet`, async () => {
       const devices = await Promise.all(Array.from({ length: RACING }, () => subject.enroll()));
       let cursor = await start();
       const acknowledged = new Set<string>();
@@ -112,13 +119,69 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
       expect(tooEarly).toEqual([]);
     });
 
-    it.each(['', '0', 'x', '9'.repeat(400), 'null', "' OR true --"])('answers the cursor %j, which it never gave, with a reset', async (cursor) => {
-      expect((await subject.changes.since(cursor)).deviceIds).toBe('reset');
+    it.contract('answers a cursor that it never gave with a reset', async () => {
+      for (const cursor of ['', '0', 'x', '9'.repeat(400), 'null', "' OR true --"]) {
+        expect((await subject.changes.since(cursor)).deviceIds, cursor).toBe('reset');
+      }
     });
 
-    it('throws when what it is built on fails', async () => {
+    /** Asks once, and answers with the cursor to go on from: the same one where there was no answer. */
+    async function asked(cursor: string, named: Set<string>, ends: Ending<ChangedDevices>[], devices: readonly { readonly deviceId: string }[]): Promise<string> {
+      const end = await ending(() => subject.changes.since(cursor));
+      ends.push(end);
+      if ('error' in end) return cursor;
+      for (const { deviceId } of devices) if (names(end.value, deviceId)) named.add(deviceId);
+      return end.value.cursor;
+    }
+
+    it.failing('leaves out no change while every fifth call of the substrate fails, before or after it has acted', async () => {
+      const faults = faultsOf(subject);
+      const devices = await Promise.all(Array.from({ length: 40 }, () => subject.enroll()));
+      let cursor = await start();
+      const named = new Set<string>();
+      const ends: Ending<ChangedDevices>[] = [];
+      await faults.fail(FAILING_SHARE, seeded(11));
+      for (const { deviceId } of devices) {
+        await subject.revoke(deviceId);
+        cursor = await asked(cursor, named, ends, devices);
+      }
+      await faults.calm();
+      for (const error of errorsOf(ends)) expect(isUnavailable(error), String(error)).toBe(true);
+      expect(errorsOf(ends).length).toBeGreaterThan(0);
+      expect(valuesOf(ends).length).toBeGreaterThan(0);
+      await asked(cursor, named, ends, devices);
+      expect(devices.filter(({ deviceId }) => !named.has(deviceId))).toEqual([]);
+    });
+
+    it.hanging('says nothing while the substrate hangs, and leaves out nothing once it goes on', async () => {
+      const { deviceId } = await subject.enroll();
       const cursor = await start();
-      await subject.break();
+      await subject.revoke(deviceId);
+      const ends = await endingsOverHang(
+        faultsOf(subject),
+        seeded(12),
+        undefined,
+        Array.from({ length: 10 }, (_, i) => async () => (i % 2 === 0 ? subject.changes : subject.peer).since(cursor)),
+      );
+      expect(valuesOf(ends).length).toBeGreaterThan(0);
+      for (const answer of valuesOf(ends)) expect(names(answer, deviceId)).toBe(true);
+      expect(names(await subject.changes.since(cursor), deviceId)).toBe(true);
+    });
+
+    it.full('needs no room to be asked', async () => {
+      const { deviceId } = await subject.enroll();
+      const cursor = await start();
+      await subject.revoke(deviceId);
+      await faultsOf(subject).fill();
+      const answer = await subject.changes.since(cursor);
+      await faultsOf(subject).calm();
+      expect(names(answer, deviceId)).toBe(true);
+    });
+
+    it.failing('throws when what it is built on is gone', async () => {
+      const cursor = await start();
+      if (subject.break === undefined) await faultsOf(subject).fail(1, () => 0);
+      else await subject.break();
       const ask = async (): Promise<unknown> => subject.changes.since(cursor);
       expect(isUnavailable(await ask().catch((thrown: unknown) => thrown))).toBe(true);
     });

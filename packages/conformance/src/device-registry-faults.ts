@@ -45,7 +45,10 @@ export function deviceRegistryFaultCases(it: Cases, { subject, code, request }: 
     for (const error of errorsOf(all)) expect(isUnavailable(error), String(error)).toBe(true);
   }
 
-  const find = (keyIds: readonly string[]): Promise<(Device | null)[]> => Promise.all(keyIds.map(async (keyId, i) => registry(i).findByKeyId(keyId)));
+  async function find(keyIds: readonly string[]): Promise<(Device | null)[]> {
+    await subject().afterBound?.();
+    return Promise.all(keyIds.map(async (keyId, i) => registry(i).findByKeyId(keyId)));
+  }
 
   /** That the code made as many devices as it has uses, once whatever it has left was asked for. */
   async function expectUses(codeHash: string, uses: number, all: readonly EnrollmentRequest[], ends: readonly Ending<EnrollmentOutcome>[]): Promise<void> {

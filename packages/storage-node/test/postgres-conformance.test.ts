@@ -94,9 +94,11 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
     };
     const by = { byUserId: 'admin' };
+    const faults = databaseFaults();
     return {
-      changes: postgresDeviceChanges(database.app),
-      peer: postgresDeviceChanges(database.peer),
+      faults,
+      changes: postgresDeviceChanges(faultyClient(database.app, faults)),
+      peer: postgresDeviceChanges(faultyClient(database.peer, faults)),
       registry,
       async enroll() {
         const codeHash = createHash('sha256').update(randomBytes(16)).digest('base64url');
