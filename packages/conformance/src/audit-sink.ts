@@ -47,7 +47,7 @@ export function auditSinkConformance<Tx>(
     beforeAll(async () => {
       subject = await open();
     }, 120_000);
-    afterAll(() => subject.close?.());
+    afterAll(() => subject?.close?.());
 
     const entry = (more: Readonly<Record<string, JsonValue>> = {}): AuditEntry => ({
       action: 'conformance.test',

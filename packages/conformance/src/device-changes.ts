@@ -37,7 +37,7 @@ export function deviceChangesConformance(title: string, open: () => MaybePromise
     beforeAll(async () => {
       subject = await open();
     }, 120_000);
-    afterAll(() => subject.close?.());
+    afterAll(() => subject?.close?.());
 
     const names = ({ deviceIds }: ChangedDevices, deviceId: string): boolean => deviceIds === 'reset' || deviceIds.includes(deviceId);
     const start = async (changes: DeviceChanges = subject.changes): Promise<string> => (await changes.since(null)).cursor;

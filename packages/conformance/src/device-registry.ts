@@ -62,7 +62,7 @@ export function deviceRegistryConformance(
     beforeAll(async () => {
       subject = await open();
     }, 120_000);
-    afterAll(() => subject.close?.());
+    afterAll(() => subject?.close?.());
 
     async function newHash(): Promise<string> {
       const text = utf8(`conformance ${(serial += 1)}`);

@@ -51,7 +51,7 @@ export function replayStoreConformance(
     beforeAll(async () => {
       subject = await open();
     }, 120_000);
-    afterAll(() => subject.close?.());
+    afterAll(() => subject?.close?.());
 
     const stores = (): readonly ReplayStore[] => [subject.store, subject.peer, ...(subject.morePeers ?? [])];
     const nowSeconds = (): number => Math.floor(subject.nowMs() / 1000);

@@ -12,9 +12,11 @@ export {
   ioredisClient,
   ioredisOptions,
   nodeRedisClient,
+  nodeRedisOptions,
   type Ioredis,
   type IoredisOptions,
   type NodeRedis,
+  type NodeRedisOptions,
   type RedisClient,
 } from './redis/client.ts';
 export {

@@ -3,7 +3,7 @@ import { createClient } from '@redis/client';
 import { Redis } from 'ioredis';
 import { createHash } from 'node:crypto';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
-import { ioredisClient, ioredisOptions, nodeRedisClient, type RedisClient } from '../src/redis.ts';
+import { ioredisClient, ioredisOptions, nodeRedisClient, nodeRedisOptions, type RedisClient } from '../src/redis.ts';
 import { CLAIM_SCRIPT } from '../src/redis/claim-script.ts';
 
 export interface Connection {
@@ -36,7 +36,7 @@ export const CLIENTS: readonly { readonly title: string; readonly connect: (url:
   {
     title: 'node-redis',
     connect: async (url) => {
-      const redis = createClient({ url, disableOfflineQueue: true, socket: { connectTimeout: 1000 } });
+      const redis = createClient({ url, ...nodeRedisOptions() });
       redis.on('error', () => {});
       await redis.connect();
       return { client: nodeRedisClient(redis), close: () => redis.destroy() };

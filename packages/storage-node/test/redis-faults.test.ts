@@ -8,7 +8,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { redisRateLimiter, type Verifier } from '@keyguard/server-verifier';
 import { afterEach, beforeEach, expect, inject, it, vi } from 'vitest';
 import { ioredisClient, redisReplayStore, type RedisReplayStore, type RedisReplayStoreOptions } from '../src/redis.ts';
-import { connectIoredis, movedTime, proxyTo, untilStatus, type MovedTime } from './redis-clients.ts';
+import { CLIENTS, connectIoredis, movedTime, proxyTo, untilStatus, type MovedTime } from './redis-clients.ts';
 import { readRequest, signingDevice, verifierOf, type SigningDevice, type WrittenRequest } from './signed-requests.ts';
 
 const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 3);
@@ -93,6 +93,30 @@ it('answers 503 within 250 ms while Redis is frozen, and goes on when it thaws',
   await heal();
   await vi.waitFor(async () => expect(await fresh()).toBe('accepted'), HEALED_WITHIN_MS);
   await vi.waitFor(async () => expect(await verdict(used)).toBe('replay_detected'), HEALED_WITHIN_MS);
+});
+
+it.each(CLIENTS)('claims by $title after seconds without traffic, and after a Redis that was frozen for longer than the socket waits', async ({ connect }) => {
+  await use();
+  const { client, close } = await connect(server.url);
+  const idle = redisReplayStore(time.wrap(client), { clock: time });
+  const claim = (nonce: string): Promise<boolean> => {
+    const createdSeconds = Math.floor(time.nowMs() / 1000);
+    return idle.claim('key', nonce, createdSeconds, createdSeconds * 1000 + LIFE_MS);
+  };
+  try {
+    await vi.waitFor(async () => expect(await claim('first')).toBe(true), HEALED_WITHIN_MS);
+    await pause(1500);
+    await vi.waitFor(async () => expect(await claim('second')).toBe(true), 1000);
+    server.freeze();
+    const untilMs = performance.now() + 1500;
+    while (performance.now() < untilMs) expect(await claim('third').catch(() => false)).toBe(false);
+    server.thaw();
+    await heal(idle);
+    await vi.waitFor(async () => expect(await claim('fourth')).toBe(true), HEALED_WITHIN_MS);
+    expect(await claim('first')).toBe(false);
+  } finally {
+    close();
+  }
 });
 
 it('answers 503 at once while there is no Redis, and after a restart without persistence accepts only what is created later', async () => {

@@ -31,7 +31,7 @@ export function ioredisClient(redis: Ioredis): RedisClient {
   return { send: ([name, ...args]) => redis.call(name!, ...args) };
 }
 
-/** A client on node-redis, which MUST have been made with `disableOfflineQueue: true`. */
+/** A client on node-redis, which MUST have been made with {@link nodeRedisOptions}. */
 export function nodeRedisClient(redis: NodeRedis): RedisClient {
   return { send: (command) => redis.sendCommand(command) };
 }
@@ -68,3 +68,32 @@ export const ioredisOptions: IoredisOptions = Object.freeze({
   // A master that became a replica keeps its connections: only a new one finds its successor.
   reconnectOnError: (error: Error): boolean => error.message.includes('READONLY'),
 });
+
+/** The part of node-redis's options that matters here. */
+export interface NodeRedisOptions {
+  readonly disableOfflineQueue: true;
+  readonly pingInterval: number;
+  readonly socket: {
+    readonly connectTimeout: number;
+    readonly socketTimeout: number;
+    readonly reconnectStrategy: (retries: number) => number;
+  };
+}
+
+/**
+ * Options for `createClient({ url, ...nodeRedisOptions() })`, to the same end as {@link ioredisOptions}; new ones each time, because
+ * node-redis writes into them. Those of the socket belong together: node-redis counts a second without traffic as a socket that timed
+ * out, hence the pings; and by default it then stays closed for good, hence the strategy. Listen to the client's `error` event, as
+ * node-redis demands.
+ */
+export function nodeRedisOptions(): NodeRedisOptions {
+  return {
+    disableOfflineQueue: true,
+    pingInterval: 300,
+    socket: {
+      connectTimeout: 1000,
+      socketTimeout: 1000,
+      reconnectStrategy: (retries: number): number => Math.min(50 * 2 ** Math.min(retries, 10), MAX_RECONNECT_DELAY_MS),
+    },
+  };
+}
