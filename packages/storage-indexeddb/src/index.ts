@@ -60,11 +60,18 @@ export function indexedDbKeyStore(options: IndexedDbKeyStoreOptions = {}): KeySt
   const { databaseName = 'keyguard', crypto = globalThis.crypto } = options;
   let database = connect(databaseName);
 
-  async function transact<T>(work: (database: UseStore) => Promise<T>): Promise<T> {
+  async function transact<T>(work: (database: UseStore) => Promise<T>, isRepeatable = true): Promise<T> {
+    let hasBegun = false;
+    const watched: UseStore = (mode, callback) =>
+      database(mode, (records) => {
+        hasBegun = true;
+        return callback(records);
+      });
     try {
-      return await inTime(work(database));
+      return await inTime(work(watched));
     } catch (error) {
-      if (hasCode(error, 'key_store_unusable')) throw error;
+      // What compares and sets may have been kept, whatever the browser says; a second time it would find its own work and deny it.
+      if ((hasBegun && !isRepeatable) || hasCode(error, 'key_store_unusable')) throw error;
       // The connection may have been closed under us (another tab deletes the database, the browser clears it).
       database = connect(databaseName);
       return inTime(work(database));
@@ -90,19 +97,23 @@ export function indexedDbKeyStore(options: IndexedDbKeyStoreOptions = {}): KeySt
   const find = (name: string): Promise<KeyRecord | undefined> => transact((keys) => get<KeyRecord>(name, keys));
 
   /** One transaction: hands `decide` the record and keeps what it answers; where that is `undefined`, nothing changes. */
-  const change = (name: string, decide: (record: KeyRecord | undefined) => KeyRecord | undefined): Promise<void> =>
-    transact((keys) => keys('readwrite', (records) => changeIn(records, name, decide)));
+  const change = (name: string, decide: (record: KeyRecord | undefined) => KeyRecord | undefined, isRepeatable = true): Promise<void> =>
+    transact((keys) => keys('readwrite', (records) => changeIn(records, name, decide)), isRepeatable);
 
   /** Compares and sets in one transaction: puts what `next` makes of a record whose pending key has this id. */
   async function settle(name: string, pendingKeyId: string, next: (record: KeyRecord, pending: PendingKey) => CryptoKeyPair): Promise<boolean> {
     let settled = false;
-    await change(name, (record) => {
-      const pending = record?.pending;
-      settled = pending?.keyId === pendingKeyId;
-      if (!settled) return undefined;
-      const { privateKey, publicKey } = next(record!, pending!);
-      return { privateKey, publicKey };
-    });
+    await change(
+      name,
+      (record) => {
+        const pending = record?.pending;
+        settled = pending?.keyId === pendingKeyId;
+        if (!settled) return undefined;
+        const { privateKey, publicKey } = next(record!, pending!);
+        return { privateKey, publicKey };
+      },
+      false,
+    );
     return settled;
   }
 
