@@ -2,7 +2,7 @@
  * How a case of a suite says what it is evidence of: of which seam, for which implementation, and of which of its properties. A
  * reporter reads it from the results, so a table made of them shows what ran and nothing else.
  */
-import { it } from 'vitest';
+import { test } from 'vitest';
 
 /**
  * - `contract`: what the words of the interface promise to one caller, and to several in turn.
@@ -34,7 +34,8 @@ export type Cases = Readonly<Record<Property, Case>>;
 export function casesOf(seam: string, implementation: string): Cases {
   const of = (property: Property): Case => {
     const evidence: Evidence = { seam, implementation, property };
-    return (name, run) => it(name, { meta: { [EVIDENCE]: evidence } as object }, run);
+    // eslint-disable-next-line vitest/valid-title -- the suites name their cases.
+    return (name, run) => test(name, { meta: { [EVIDENCE]: evidence } as object }, run);
   };
   return {
     contract: of('contract'),

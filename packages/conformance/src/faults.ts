@@ -111,6 +111,25 @@ export function seeded(seed: number): () => number {
   };
 }
 
+/** The randomness of one run of failures, and how many calls it has let fail: where none did, a run shows nothing. */
+export interface FailureDraw {
+  readonly random: () => number;
+  hits(): number;
+}
+
+export function failureDraw(seed: number): FailureDraw {
+  const random = seeded(seed);
+  let hits = 0;
+  return {
+    random: () => {
+      const drawn = random();
+      if (drawn < FAILING_SHARE) hits += 1;
+      return drawn;
+    },
+    hits: () => hits,
+  };
+}
+
 /** How a call ended: never a rejection, so that a hundred can be looked at together. */
 export type Ending<T> = { readonly value: T } | { readonly error: unknown };
 

@@ -1,4 +1,3 @@
-import { keyStoreConformance } from '@keyguard/conformance';
 import { KeyGuardClient, type KeyStore, type SigningKey } from '@keyguard/core';
 import { utf8 } from '@keyguard/core/bytes';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
@@ -53,22 +52,6 @@ async function putRaw(databaseName: string, name: string, value: unknown): Promi
   await settled(database.transaction('keys', 'readwrite').objectStore('keys').put(value, name));
   database.close();
 }
-
-async function withoutTheStore(): Promise<KeyStore> {
-  const databaseName = newDatabaseName();
-  const request = indexedDB.open(databaseName);
-  request.onupgradeneeded = () => request.result.createObjectStore('something-else');
-  (await settled(request)).close();
-  return indexedDbKeyStore({ databaseName });
-}
-
-keyStoreConformance('indexedDbKeyStore', {
-  place: () => {
-    const databaseName = newDatabaseName();
-    return () => indexedDbKeyStore({ databaseName });
-  },
-  broken: { 'a database that belongs to something else': withoutTheStore },
-});
 
 async function expectToSign(key: SigningKey): Promise<void> {
   const message = utf8('message');

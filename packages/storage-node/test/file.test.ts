@@ -4,7 +4,6 @@ import { chmod, copyFile, link, mkdir, mkdtemp, readdir, readFile, rename, rm, s
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { keyStoreConformance } from '@keyguard/conformance';
 import { utf8 } from '@keyguard/core/bytes';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
 import type { KeyStore, SigningKey } from '@keyguard/core/seams';
@@ -56,48 +55,6 @@ async function expectToSign(key: SigningKey): Promise<void> {
   const signature = new Uint8Array(await key.sign(utf8('message')));
   expect(await primitives.verify(verifyKey, utf8('message'), signature)).toBe(true);
 }
-
-keyStoreConformance('fileKeyStore under a root key file', {
-  place: () => {
-    const directory = newDirectory();
-    return () => fileKeyStore({ directory });
-  },
-  broken: {
-    'a folder that others can read': async () => {
-      const { directory } = await withKey();
-      await chmod(directory, 0o750);
-      return fileKeyStore({ directory });
-    },
-    'a file in place of the folder': async () => {
-      const directory = newDirectory();
-      await writeFile(directory, '', { mode: 0o600 });
-      return fileKeyStore({ directory });
-    },
-    'a root key that is lost': async () => {
-      const { directory } = await withKey();
-      await rm(join(directory, 'root.key'));
-      return fileKeyStore({ directory });
-    },
-  },
-});
-
-keyStoreConformance('fileKeyStore under a passphrase', {
-  timeoutMs: 60_000,
-  place: () => {
-    const directory = newDirectory();
-    return () => fileKeyStore({ directory, passphrase: PASSPHRASE });
-  },
-  broken: {
-    'another passphrase': async () => {
-      const { directory } = await withKey({ passphrase: PASSPHRASE });
-      return fileKeyStore({ directory, passphrase: 'incorrect horse' });
-    },
-    'no passphrase any more': async () => {
-      const { directory } = await withKey({ passphrase: PASSPHRASE });
-      return fileKeyStore({ directory });
-    },
-  },
-});
 
 describe('fileKeyStore', () => {
   it('makes a folder and files that no one else can read, whatever the umask', async () => {
