@@ -64,8 +64,8 @@ export function deviceRegistryFaultCases(it: Cases, { subject, code, request }: 
 
   /** That the device has one current key: its own, or the one new key that there is. */
   async function expectOneCurrent(device: Device, all: readonly KeyRotationRequest[], ends: readonly Ending<KeyRotationOutcome>[]): Promise<void> {
-    const found = (await find(all.map(({ keyId }) => keyId))).filter((present) => present !== null);
-    const [old] = await find([device.keyId]);
+    const [old, ...others] = await find([device, ...all].map(({ keyId }) => keyId));
+    const found = others.filter((present) => present !== null);
     expect(found.length).toBeLessThanOrEqual(1);
     expect(old).toMatchObject({ deviceId: device.deviceId, keyState: found.length === 0 ? 'current' : 'retiring' });
     for (const present of found) expect(present).toMatchObject({ deviceId: device.deviceId, keyState: 'current' });
@@ -110,7 +110,7 @@ export function deviceRegistryFaultCases(it: Cases, { subject, code, request }: 
 
   it.failing('has one current key after rotations that race while calls fail, and no answer says otherwise', async () => {
     const faults = faultsOf(subject());
-    for (let round = 0; round < ROUNDS; round += 1) {
+    for (let round = 0; round < ROUNDS / 2; round += 1) {
       const device = await enrolled();
       const all = await rotations(device, CALLERS);
       await faults.fail(FAILING_SHARE, seeded(70 + round));
