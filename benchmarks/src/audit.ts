@@ -5,6 +5,7 @@ import { canonicalJson, parseCanonicalJson } from '@keyguard/core/canonical-json
 import { memoryAuditSink } from '@keyguard/core/memory';
 import type { AuditEntry, AuditMacKey, AuditRecord, Bytes, JsonValue } from '@keyguard/core/seams';
 import { nodeMacKey } from '@keyguard/storage-node/postgres';
+import { proxyCall } from './material.ts';
 import { rowOf, rowsOf, type Row, type Section, type Suite } from './results.ts';
 import { median, pairedMedian, timeInTurn } from './rounds.ts';
 
@@ -23,22 +24,7 @@ const BARE_MAC = 'bare HMAC of the same bytes (kept KeyObject)';
 
 const label = (what: string, size: number): string => `${what}, ${size.toLocaleString('en-US')}`;
 
-/** One entry as the service writes it for a call that it handed on. */
-function entry(i: number): AuditEntry {
-  return {
-    action: 'proxy.call',
-    outcome: 'success',
-    actor: 'device:3f1c0f3e-6f9e-4d6e-9d27-5f7f6f0a4b11',
-    device_id: '3f1c0f3e-6f9e-4d6e-9d27-5f7f6f0a4b11',
-    resource: 'openai/v1/chat/completions',
-    ip: '203.0.113.7',
-    request_id: `req-${i.toString(36).padStart(24, '0')}`,
-    status: 200,
-    duration_ms: 812.5,
-  };
-}
-
-const entries = (from: number, count: number): AuditEntry[] => Array.from({ length: count }, (_, i) => entry(from + i));
+const entries = (from: number, count: number): AuditEntry[] => Array.from({ length: count }, (_, i) => proxyCall(from + i));
 
 async function sealChain(size: number, key: AuditMacKey): Promise<AuditRecord[]> {
   const records: AuditRecord[] = [];

@@ -14,9 +14,9 @@ import type { Section, Suite, SuiteOptions } from './results.ts';
 import { WHY_MISSED } from './why-missed.ts';
 
 const inProcessOfItsOwn =
-  (name: string): Suite =>
+  (name: string, core: 1 | 'any' = 1): Suite =>
   async (options) =>
-    (await messageOf(start('./suite.ts', 1, name, JSON.stringify(options)))) as readonly Section[];
+    (await messageOf(start('./suite.ts', core, name, JSON.stringify(options)))) as readonly Section[];
 
 const SUITES: Readonly<Record<string, Suite>> = {
   sign: inProcessOfItsOwn('sign'),
@@ -26,6 +26,7 @@ const SUITES: Readonly<Record<string, Suite>> = {
   audit: inProcessOfItsOwn('audit'),
   merkle: inProcessOfItsOwn('merkle'),
   growth: inProcessOfItsOwn('growth'),
+  append: inProcessOfItsOwn('append', 'any'),
 };
 
 function commit(): string {

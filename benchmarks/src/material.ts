@@ -5,7 +5,7 @@ import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { signatureBase } from '@keyguard/core/canonical';
 import { signingKey } from '@keyguard/core/keys';
 import { memoryDeviceRegistry, type MemoryDeviceRegistry } from '@keyguard/core/memory';
-import type { Bytes, DeviceRegistry, PublicJwk, SigningKey } from '@keyguard/core/seams';
+import type { AuditEntry, Bytes, DeviceRegistry, PublicJwk, SigningKey } from '@keyguard/core/seams';
 import { createSigner, type Signer } from '@keyguard/core/sign';
 import { readSignedHead, type SignedHead } from '@keyguard/core/verify';
 import { cachedDeviceRegistry, nodePrimitives, watchDeviceChanges, type IncomingRequest } from '@keyguard/server-verifier';
@@ -139,6 +139,21 @@ function derOf(signature: Uint8Array): Uint8Array {
 
 /** The value of RFC 9530's Content-Digest for {@link BODY}. */
 export const contentDigest = (body: Uint8Array): string => `sha-256=:${hash('sha256', body, 'base64')}:`;
+
+/** One entry of an audit log, as the service writes it for a call that it handed on. */
+export function proxyCall(serial: number): AuditEntry {
+  return {
+    action: 'proxy.call',
+    outcome: 'success',
+    actor: 'device:3f1c0f3e-6f9e-4d6e-9d27-5f7f6f0a4b11',
+    device_id: '3f1c0f3e-6f9e-4d6e-9d27-5f7f6f0a4b11',
+    resource: 'openai/v1/chat/completions',
+    ip: '203.0.113.7',
+    request_id: `req-${serial.toString(36).padStart(24, '0')}`,
+    status: 200,
+    duration_ms: 812.5,
+  };
+}
 
 /** Well-formed nonces, 16 bytes each, all different. */
 export function nonces(from: number, count: number): string[] {

@@ -8,9 +8,10 @@ const CONDITION = '--conditions=@keyguard/source';
 /** Whether processes can be pinned: there is a `taskset` that works, and more than one core. */
 export const canPin = availableParallelism() > 1 && spawnSync('taskset', ['-c', '0,1', 'true']).status === 0;
 
-export function start(file: string, core: 0 | 1, ...args: readonly string[]): ChildProcess {
+/** `core`: on which it is pinned; `any` for what works beside a database and other processes, and must not be kept on one. */
+export function start(file: string, core: 0 | 1 | 'any', ...args: readonly string[]): ChildProcess {
   const command = [process.execPath, '--expose-gc', CONDITION, fileURLToPath(new URL(file, import.meta.url)), ...args];
-  const [program, ...rest] = canPin ? ['taskset', '-c', String(core), ...command] : command;
+  const [program, ...rest] = canPin && core !== 'any' ? ['taskset', '-c', String(core), ...command] : command;
   return spawn(program!, rest, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], env: { ...process.env, NODE_ENV: 'production' } });
 }
 

@@ -31,7 +31,8 @@ export function renderTable(sections: readonly Section[], circumstances: Circums
     lines.push(`${title}  [${unit}]`);
     for (const row of rows) {
       const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} … ${formatFigure(row.upperQuartile)}`;
-      lines.push(`  ${row.name.padEnd(52)} ${formatFigure(row.median).padStart(9)}   ${spread}`);
+      const waited = row.waited === undefined ? '' : `   p50 ${formatFigure(row.waited.p50Ms)} ms, p99 ${formatFigure(row.waited.p99Ms)} ms`;
+      lines.push(`  ${row.name.padEnd(52)} ${formatFigure(row.median).padStart(9)}   ${spread}${waited}`);
     }
     for (const ratio of ratios) {
       const goal = ratio.goal === null ? '' : `goal ${describeGoal(ratio.goal)}`;
@@ -89,11 +90,13 @@ export function renderMarkdown(sections: readonly Section[], circumstances: Circ
     lines.push('');
   }
   for (const { title, about, unit, rows, ratios } of sections) {
-    lines.push(`## ${title}`, '', about, '', `| | ${unit} | middle half |`, '| --- | ---: | ---: |');
+    const anyWaited = rows.some(({ waited }) => waited !== undefined);
+    lines.push(`## ${title}`, '', about, '', `| | ${unit} | middle half |${anyWaited ? ' p50 | p99 |' : ''}`, `| --- | ---: | ---: |${anyWaited ? ' ---: | ---: |' : ''}`);
     for (const row of rows) {
       const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} – ${formatFigure(row.upperQuartile)}`;
       const name = row.kind === 'ours' ? `**${row.name}**` : row.name;
-      lines.push(`| ${name} | ${formatFigure(row.median)} | ${spread} |`);
+      const waits = row.waited === undefined ? ['', ''] : [row.waited.p50Ms, row.waited.p99Ms].map((ms) => `${formatFigure(ms)} ms`);
+      lines.push(`| ${name} | ${formatFigure(row.median)} | ${spread} |${anyWaited ? ` ${waits.join(' | ')} |` : ''}`);
     }
     lines.push('', ...ratios.map((ratio) => `- ${ratio.name}: ${ratio.value.toFixed(2)}`), '');
   }

