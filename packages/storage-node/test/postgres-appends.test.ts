@@ -1,16 +1,17 @@
 /**
  * Eight processes append to one chain at a time: it has no gap and no fork, and whatever was acknowledged is there once, in the
- * place that was told; also when they are killed at random. KEYGUARD_APPENDS says how many entries each appends.
+ * place that was told; also when they are killed at random. They take turns. KEYGUARD_APPENDS says how many entries each appends.
  */
 import { verifyRecords } from '@keyguard/core/audit';
 import { fromUtf8 } from '@keyguard/core/bytes';
-import type { AuditRecord } from '@keyguard/core/seams';
+import type { AuditRecord, AuditSink } from '@keyguard/core/seams';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { createInterface } from 'node:readline';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { nodeMacKey, postgresAuditSink } from '../src/postgres.ts';
+import { asRole, nodeMacKey, postgresAuditSink, type SqlTransaction } from '../src/postgres.ts';
 import { postgresSubstrate, type Database, type Substrate } from './postgres-substrate.ts';
 import type { StoreTask } from './store-process.ts';
 
@@ -140,4 +141,82 @@ describe('the audit log of many processes', () => {
     const [rate, p50, p99] = writer.rate!;
     console.log(`1 process × 64 callers: ${rate} entries/s, p50 ${p50} ms, p99 ${p99} ms.`);
   }, 300_000);
+
+  /** How many connections wait for a lock. */
+  async function waiters(count: number): Promise<void> {
+    for (;;) {
+      const { rows } = await database.intruder.query<{ waiting: unknown }>(
+        `SELECT count(DISTINCT pid) AS waiting FROM pg_locks WHERE NOT granted AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())`,
+      );
+      if (Number(rows[0]!.waiting) === count) return;
+      await pause(5);
+    }
+  }
+
+  const entry = { action: 'store.test', outcome: 'success', actor: 'system' } as const;
+  interface Turn {
+    readonly taken: Promise<unknown>;
+    readonly ended: Promise<unknown>;
+    leave(): void;
+  }
+  /** A turn of another process: appends, and keeps the head until `leave` is called. */
+  function turn(sink: AuditSink<SqlTransaction>, onTaken: () => void = () => {}): Turn {
+    let leave = (): void => {};
+    const left = new Promise<void>((resolve) => {
+      leave = resolve;
+    });
+    let ended: Promise<unknown> = left;
+    const taken = new Promise<void>((resolve, reject) => {
+      ended = asRole(database.peer, 'kg_verifier', async (tx) => {
+        await sink.appendIn(tx, [entry]);
+        onTaken();
+        resolve();
+        await left;
+      });
+      ended.catch(reject);
+    });
+    return { taken, ended, leave };
+  }
+
+  it('writes in its turn whatever has come until then, and not only what it asked for', async () => {
+    const origin = 'keyguard.test/late';
+    const sink = postgresAuditSink(database.app, { origin, macKey });
+    const other = turn(sink);
+    await other.taken;
+    const early = sink.append([{ ...entry, n: 1 }]);
+    await waiters(1);
+    const late = [sink.append([{ ...entry, n: 2 }]), sink.append([{ ...entry, n: 3 }, { ...entry, n: 4 }])];
+    other.leave();
+    const records = (await Promise.all([early, ...late])).flat();
+    expect(records.map(({ seq }) => seq)).toEqual([1, 2, 3, 4]);
+    const { rows } = await database.intruder.query<{ transactions: unknown }>(
+      'SELECT count(DISTINCT xmin::text) AS transactions FROM keyguard.secret_audit_logs WHERE origin = $1 AND seq > 0',
+      [origin],
+    );
+    expect(Number(rows[0]!.transactions)).toBe(1);
+    await other.ended;
+  }, 60_000);
+
+  it('gives turns in the order in which they were asked for, and none to who comes back at once', async () => {
+    const sink = postgresAuditSink(database.app, { origin: 'keyguard.test/turns', macKey });
+    const order: string[] = [];
+    const join = (name: string): Turn => turn(sink, () => order.push(name));
+    for (let round = 0; round < 5; round += 1) {
+      order.length = 0;
+      const first = join('first');
+      await first.taken;
+      const turns: Turn[] = [];
+      for (const name of ['second', 'third', 'fourth', 'fifth']) {
+        turns.push(join(name));
+        turns.at(-1)!.leave();
+        await waiters(turns.length);
+      }
+      first.leave();
+      await first.ended;
+      turns.push(join('first again'));
+      turns.at(-1)!.leave();
+      await Promise.all(turns.map(({ ended }) => ended));
+      expect(order).toEqual(['first', 'second', 'third', 'fourth', 'fifth', 'first again']);
+    }
+  }, 60_000);
 });

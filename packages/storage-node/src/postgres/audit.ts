@@ -1,10 +1,11 @@
 /**
  * The audit log in PostgreSQL: one chain per origin, continued under a lock on its head.
  *
- * Callers that arrive while a batch is being written share the next one: one transaction, one insert, one commit for all of
- * them. The database refuses records that do not continue the chain, and any change to those that are there.
+ * Callers that arrive while a batch is being written, or while other processes have their turn, share the next one: one
+ * transaction, one insert, one commit for all of them. Processes take turns in the order in which they ask. The database refuses
+ * records that do not continue the chain, and any change to those that are there.
  */
-import { checkEntry, continueChain, type ChainKeys } from '@keyguard/core/audit';
+import { checkEntry, continueChain, type ChainKeys, type ChainPosition } from '@keyguard/core/audit';
 import { fromUtf8 } from '@keyguard/core/bytes';
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { AuditEntry, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
@@ -98,12 +99,15 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
   let waitingEntries = 0;
   let isWriting = false;
 
-  async function appendIn(tx: SqlTransaction, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
-    if (entries.length === 0) return [];
+  /** Where the next record goes. Nobody else can append from then on until the transaction ends. */
+  async function lockHead(tx: SqlTransaction): Promise<ChainPosition> {
     const { rows } = await tx.query<HeadRow>('SELECT seq, mac, mac_key_id FROM keyguard.lock_audit_head($1)', [origin]);
     const row = rows[0]!;
+    return { seq: integer(row.seq) + 1, prevMac: bytesOf(row.mac), macKeyId: row.mac_key_id };
+  }
+
+  async function extend(tx: SqlTransaction, head: ChainPosition, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
     const nowMs = clock.nowMs();
-    const head = { seq: integer(row.seq) + 1, prevMac: bytesOf(row.mac), macKeyId: row.mac_key_id };
     const records = await continueChain({ ...options, head, nowMs, entries });
     // A change of the key, which no caller gave, is the first where there is one.
     const changes = records.length - entries.length;
@@ -138,7 +142,22 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     return records.slice(changes);
   }
 
-  async function write(client: SqlClient, batch: readonly Waiting[]): Promise<void> {
+  /** The callers of one transaction, who then wait no more. */
+  function takeBatch(): Waiting[] {
+    const batch: Waiting[] = [];
+    let size = 0;
+    // One caller's entries are never split: they are there together or not at all.
+    while (waiting.length > 0 && (size === 0 || size + waiting[0]!.entries.length <= maxBatchEntries)) {
+      const next = waiting.shift()!;
+      batch.push(next);
+      size += next.entries.length;
+    }
+    waitingEntries -= size;
+    return batch;
+  }
+
+  async function write(client: SqlClient): Promise<void> {
+    let batch: readonly Waiting[] = [];
     try {
       const records = await guarded(SEAM, () =>
         client.transaction(async (tx) => {
@@ -148,7 +167,10 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
               set_config('statement_timeout', $1, true)`,
             [String(statementTimeoutMs)],
           );
-          return appendIn(tx, batch.flatMap(({ entries }) => entries));
+          const head = await lockHead(tx);
+          // Only now: whoever came while other processes had their turn is in this one, so batches grow where turns are rare.
+          batch = takeBatch();
+          return extend(tx, head, batch.flatMap(({ entries }) => entries));
         }),
       );
       let at = 0;
@@ -157,7 +179,8 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
         at += entries.length;
       }
     } catch (error) {
-      for (const { reject } of batch) reject(error);
+      // Without a turn there was no batch: those who would have been in it are told, and do not wait for another timeout.
+      for (const { reject } of batch.length > 0 ? batch : takeBatch()) reject(error);
     }
   }
 
@@ -165,19 +188,10 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     isWriting = true;
     for (;;) {
       // One turn of the event loop: whoever was answered by the last batch, or is awake already, comes into this one. Without it
-      // every other batch has one entry.
+      // every other batch has one entry where the database is in this process.
       await setImmediate();
       if (waiting.length === 0) break;
-      const batch: Waiting[] = [];
-      let size = 0;
-      // One caller's entries are never split: they are there together or not at all.
-      while (waiting.length > 0 && (size === 0 || size + waiting[0]!.entries.length <= maxBatchEntries)) {
-        const next = waiting.shift()!;
-        batch.push(next);
-        size += next.entries.length;
-      }
-      waitingEntries -= size;
-      await write(client, batch);
+      await write(client);
     }
     isWriting = false;
   }
@@ -224,7 +238,8 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
 
   return {
     append,
-    appendIn: (tx, entries): Promise<readonly AuditRecord[]> => guarded(SEAM, () => appendIn(tx, entries)),
+    appendIn: (tx, entries): Promise<readonly AuditRecord[]> =>
+      guarded(SEAM, async () => (entries.length === 0 ? [] : extend(tx, await lockHead(tx), entries))),
     head: (): Promise<AuditRecord | null> => guarded(SEAM, head),
     read,
   };
