@@ -72,7 +72,9 @@ export const ioredisOptions: IoredisOptions = Object.freeze({
 /** The part of node-redis's options that matters here. */
 export interface NodeRedisOptions {
   readonly disableOfflineQueue: true;
+  /** In milliseconds. */
   readonly pingInterval: number;
+  /** The timeouts are in milliseconds. */
   readonly socket: {
     readonly connectTimeout: number;
     readonly socketTimeout: number;
