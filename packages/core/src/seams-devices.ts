@@ -159,7 +159,7 @@ export interface RateDecision {
   readonly resetAtMs: number;
 }
 
-/** Counts cost per key within a window. Both verbs throw when they cannot count. */
+/** Counts cost per key within a window. Both verbs MUST throw `UnavailableError` when they cannot count; a cost may then be debited all the same. */
 export interface RateLimiter {
   /** What {@link consume} would decide for a cost of 1, without debiting. `limit` overrides the limiter's own. */
   peek(key: string, limit?: number): MaybePromise<RateDecision>;

@@ -17,13 +17,16 @@ export function rateLimiter(limiter: RateLimiterAbstract): RateLimiter {
       resetAtMs: Date.now() + (result?.msBeforeNext ?? limiter.duration * 1000),
     };
   };
+  const failed = (cause: unknown): never => {
+    throw new UnavailableError('rate_limiter', 'The store of the limiter could not be asked.', { cause });
+  };
   return {
     peek(key: string, limit: number = limiter.points): Promise<RateDecision> {
-      return limiter.get(key).then((result) => decide(result, limit, 1));
+      return limiter.get(key).then((result) => decide(result, limit, 1), failed);
     },
     // `penalty` counts without comparing, so that one limiter serves devices with limits of their own.
     consume(key: string, cost: number, limit: number = limiter.points): Promise<RateDecision> {
-      return limiter.penalty(key, cost).then((result) => decide(result, limit, 0));
+      return limiter.penalty(key, cost).then((result) => decide(result, limit, 0), failed);
     },
   };
 }
@@ -69,9 +72,7 @@ export function redisRateLimiter(redis: LimiterRedis, { perMinute, prefix, timeo
   );
   const bounded = (decision: RateDecision | Promise<RateDecision>): Promise<RateDecision> =>
     within(timeoutMs, Promise.resolve(decision), (cause) =>
-      cause === TIMED_OUT
-        ? new UnavailableError('rate_limiter', `Redis did not answer within ${timeoutMs} ms.`)
-        : new UnavailableError('rate_limiter', 'Redis could not be asked.', { cause }),
+      cause === TIMED_OUT ? new UnavailableError('rate_limiter', `Redis did not answer within ${timeoutMs} ms.`) : (cause as Error),
     );
   return {
     peek: (key, limit): Promise<RateDecision> => bounded(limiter.peek(key, limit)),
