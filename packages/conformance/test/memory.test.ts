@@ -1,6 +1,8 @@
-import { describe, expect, it } from 'vitest';
-import { auditSinkConformance, deviceRegistryConformance, keyStoreConformance, replayStoreConformance, type Fullness } from '@keyguard/conformance';
+import { memoryRateLimiter } from '@keyguard/server-verifier';
+import { describe, expect, it, vi } from 'vitest';
+import { auditSinkConformance, deviceRegistryConformance, keyProviderConformance, keyStoreConformance, RATE_LIMIT, rateLimiterConformance, replayStoreConformance, type Fullness } from '@keyguard/conformance';
 import { webCryptoMacKey } from '@keyguard/core/audit';
+import { aesKeyProvider, passphraseKey } from '@keyguard/core/vault';
 import { memoryAuditSink, memoryDeviceRegistry, memoryKeyStore, memoryReplayStore } from '@keyguard/core/memory';
 
 keyStoreConformance('memoryKeyStore', {
@@ -45,6 +47,36 @@ auditSinkConformance('memoryAuditSink', async () => {
   const sink = memoryAuditSink({ origin: 'test', macKey });
   return { sink, peer: sink, origin: 'test', macKey };
 }, { substrate: 'memory' });
+
+rateLimiterConformance('memoryRateLimiter', () => {
+  vi.useFakeTimers({ now: 1_800_000_000_000, toFake: ['Date', 'setTimeout', 'clearTimeout'] });
+  const limiter = memoryRateLimiter({ perMinute: RATE_LIMIT });
+  return {
+    limiter,
+    peer: limiter,
+    windowMs: 60_000,
+    nowMs: () => Date.now(),
+    advance: (ms) => void vi.advanceTimersByTime(ms),
+    close: () => void vi.useRealTimers(),
+  };
+}, { substrate: 'memory' });
+
+keyProviderConformance('aesKeyProvider', {
+  substrate: 'memory',
+  place: () => {
+    const key = crypto.getRandomValues(new Uint8Array(32));
+    return () => aesKeyProvider({ kekId: 'kek', key });
+  },
+});
+
+keyProviderConformance('passphraseKey', {
+  substrate: 'memory',
+  place: async () => {
+    const passphrase = `correct horse ${Math.random()}`;
+    const { header } = await passphraseKey(passphrase, { kekId: 'kek', iterations: 100_000 });
+    return async () => (await passphraseKey(passphrase, { kekId: 'kek', header })).keyProvider;
+  },
+});
 
 describe('memoryReplayStore', () => {
   const claimAt = (nowMs: number, startedAtMs: number) => {

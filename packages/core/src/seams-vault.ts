@@ -11,7 +11,10 @@ export interface WrappedKey {
   readonly bytes: Bytes;
 }
 
-/** Wraps and unwraps 32-byte keys. The key encryption key stays inside. */
+/**
+ * Wraps and unwraps 32-byte keys. The key encryption key stays inside. A key that cannot be reached is an outage: `UnavailableError`,
+ * and MUST NOT be told as a value that cannot be opened.
+ */
 export interface KeyProvider {
   /** Encrypts and authenticates `dek`, bound to `context`: both MUST be authenticated. */
   wrap(dek: Bytes, context: Bytes): Promise<WrappedKey>;
@@ -21,6 +24,32 @@ export interface KeyProvider {
    * @throws RejectedError `vault_open_failed`
    */
   unwrap(key: WrappedKey, context: Bytes): Promise<Bytes>;
+}
+
+/** Where a key is in its life. */
+export type KeyRecordState = 'pre-active' | 'primary' | 'decrypt-only' | 'disabled' | 'destroyed';
+
+/** One key of a deployment, as its root wrapped it. */
+export interface KeyRecord {
+  readonly id: string;
+  /** What it is for; each purpose has at most one `primary` key. */
+  readonly purpose: string;
+  readonly state: KeyRecordState;
+  readonly wrapped: Bytes;
+  /** Which root wrapped it. */
+  readonly rootId: string;
+  readonly createdAtMs: number;
+}
+
+/** The wrapped keys of a deployment. Sees ciphertext only. Both verbs MUST throw `UnavailableError` when they cannot tell. */
+export interface KeyRecords {
+  /** All of them, oldest first. */
+  list(): Promise<readonly KeyRecord[]>;
+  /**
+   * Adds those whose id is new and, where they are primary, whose purpose has no primary key yet; then answers with all that
+   * there are. Processes that start at the same time with keys of their own MUST all get the same answer, and use only that.
+   */
+  insertIfAbsent(records: readonly KeyRecord[]): Promise<readonly KeyRecord[]>;
 }
 
 /** A key of the vault, as one implementation of {@link VaultPrimitives} holds it; opaque to everyone else. */

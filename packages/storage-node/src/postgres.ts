@@ -57,7 +57,8 @@ export {
 } from './postgres/rotation-codes.ts';
 export { postgresReplayStore, type PostgresReplayStore, type PostgresReplayStoreOptions } from './postgres/nonces.ts';
 export { postgresAuditSink, type PostgresAuditSinkOptions } from './postgres/audit.ts';
-export { postgresKeyRecords, type KeyRecord, type KeyRecords, type KeyRecordState } from './postgres/kek-keys.ts';
+export type { KeyRecord, KeyRecords, KeyRecordState } from '@keyguard/core/seams';
+export { postgresKeyRecords } from './postgres/kek-keys.ts';
 
 // The same path from the source and from the bundle, which both lie one folder below the package.
 const OWN: MigrationSet = { component: 'keyguard', directory: new URL('../migrations/', import.meta.url) };

@@ -1,5 +1,5 @@
 /** The stores keep the contracts of their seams, on both databases. */
-import { auditSinkConformance, deviceChangesConformance, deviceRegistryConformance, replayStoreConformance } from '@keyguard/conformance';
+import { auditSinkConformance, deviceChangesConformance, deviceRegistryConformance, keyRecordsConformance, replayStoreConformance } from '@keyguard/conformance';
 import { generateKeyPair, signingKey } from '@keyguard/core/keys';
 import { createHash, randomBytes } from 'node:crypto';
 import { afterAll, describe } from 'vitest';
@@ -11,6 +11,7 @@ import {
   postgresDeviceDirectory,
   postgresDeviceRegistry,
   postgresEnrollmentCodes,
+  postgresKeyRecords,
   postgresReplayStore,
   postgresRotationCodes,
   type DeviceMove,
@@ -120,6 +121,18 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
         models: (deviceId) => changed(directory.configure(deviceId, { allowedModels: ['m'] }, by)),
         label: (deviceId) => changed(directory.configure(deviceId, { label: 'Another' }, by)),
       },
+      break: database.cut,
+      close: database.close,
+    };
+  });
+
+  keyRecordsConformance(`postgresKeyRecords on ${title}`, async () => {
+    const database = await (await substrate()).open();
+    const faults = databaseFaults();
+    return {
+      records: postgresKeyRecords(faultyClient(database.app, faults)),
+      peer: postgresKeyRecords(faultyClient(database.peer, faults)),
+      faults,
       break: database.cut,
       close: database.close,
     };

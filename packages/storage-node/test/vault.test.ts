@@ -1,5 +1,6 @@
 /** The vault on node:crypto: the same suites as on WebCrypto, and each opens what the other sealed. */
 import { randomBytes } from 'node:crypto';
+import { keyProviderConformance } from '@keyguard/conformance';
 import { expect, test } from 'vitest';
 import type { Bytes } from '@keyguard/core/seams';
 import { aesKeyProvider, open, seal } from '@keyguard/core/vault';
@@ -13,6 +14,14 @@ const random = (lengthBytes: number): Bytes => new Uint8Array(randomBytes(length
 
 vaultPrimitivesSuite('node:crypto', primitives);
 portableVaultSuite('node:crypto', primitives);
+
+keyProviderConformance('aesKeyProvider on node:crypto', {
+  substrate: 'memory',
+  place: () => {
+    const key = random(32);
+    return () => aesKeyProvider({ kekId: 'kek', key, primitives });
+  },
+});
 
 test.each([0, 1024, 65_537, 1_048_576])('%d bytes that were sealed on the one open on the other, also as a Buffer', async (lengthBytes) => {
   const [key, plaintext] = [random(32), random(lengthBytes)];

@@ -1,38 +1,13 @@
 /**
  * The wrapped keys of a deployment, as `kg_jobs`: what they wrap stays with the root, and this room sees ciphertext only.
  */
-import type { Bytes } from '@keyguard/core/seams';
+import type { KeyRecord, KeyRecords, KeyRecordState } from '@keyguard/core/seams';
 import { toBase64 } from '@keyguard/core/bytes';
 import { asRole, bytesOf, guarded, integer, type Sql, type SqlTransaction } from './client.ts';
 
 const SEAM = 'key_records';
 
 /** What a key is used for now: to wrap (`primary`), to unwrap only, not yet, or not any more. `destroyed` is final. */
-export type KeyRecordState = 'pre-active' | 'primary' | 'decrypt-only' | 'disabled' | 'destroyed';
-
-/** One key as the root wrapped it. */
-export interface KeyRecord {
-  readonly id: string;
-  /** What it is for; each purpose has at most one `primary` key. */
-  readonly purpose: string;
-  readonly state: KeyRecordState;
-  readonly wrapped: Bytes;
-  /** Which root wrapped it. */
-  readonly rootId: string;
-  readonly createdAtMs: number;
-}
-
-/** The wrapped keys of a deployment. */
-export interface KeyRecords {
-  /** All of them, oldest first. */
-  list(): Promise<readonly KeyRecord[]>;
-  /**
-   * Adds those whose id is new and, where they are primary, whose purpose has no primary key yet; then answers with all that
-   * there are. Processes that start at the same time with keys of their own MUST all get the same answer, and use only that.
-   */
-  insertIfAbsent(records: readonly KeyRecord[]): Promise<readonly KeyRecord[]>;
-}
-
 interface KeyRow {
   id: string;
   purpose: string;
