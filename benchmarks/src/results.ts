@@ -11,6 +11,8 @@ export interface Row {
   readonly upperQuartile: number;
   /** `ours` is drawn in another colour, `limit` is what cannot be beaten. */
   readonly kind: 'ours' | 'peer' | 'limit' | 'part';
+  /** Why there are no figures. */
+  readonly notRun?: string;
   /** How long one caller waited, where that does not follow from the rate: medians over the rounds. */
   readonly waited?: { readonly p50Ms: number; readonly p99Ms: number };
 }
@@ -45,6 +47,11 @@ export type Suite = (options: SuiteOptions) => Promise<readonly Section[]>;
 
 export function rowOf(name: string, values: readonly number[], kind: Row['kind']): Row {
   return { name, median: median(values), lowerQuartile: quantile(values, 0.25), upperQuartile: quantile(values, 0.75), kind };
+}
+
+/** A row that says that something could not be measured, so that nobody takes its absence for an oversight. */
+export function rowNotRun(name: string, why: string): Row {
+  return { name, median: 0, lowerQuartile: 0, upperQuartile: 0, kind: 'part', notRun: why };
 }
 
 export function rowsOf(timings: Timings, kinds: Readonly<Record<string, Row['kind']>>): Row[] {

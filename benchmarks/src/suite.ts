@@ -4,11 +4,12 @@ import { audit } from './audit.ts';
 import { growth } from './growth.ts';
 import { merkle } from './merkle.ts';
 import { sign } from './sign.ts';
+import { stores } from './stores.ts';
 import { vault } from './vault.ts';
 import { verify } from './verify.ts';
 import type { Suite, SuiteOptions } from './results.ts';
 
-const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth, append };
+const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth, stores, append };
 
 const [name = '', options = '{}'] = process.argv.slice(2);
 const suite = SUITES[name];
