@@ -176,8 +176,8 @@ const move: fc.Arbitrary<Move> = fc.record({
 });
 
 describe.each([
-  ['in memory', 150],
-  ['in files', 40],
+  ['in memory', 100],
+  ['in files', 20],
 ] as const)('a device whose keys are %s, whatever happens', (name, numRuns) => {
   it('can always go on, and has one key in the end', { timeout: 240_000 }, async () => {
     await fc.assert(

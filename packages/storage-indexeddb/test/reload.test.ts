@@ -9,7 +9,7 @@ import { serveSite, type KeyDescription, type PageKeys, type Refusal, type Site 
 declare const keys: PageKeys;
 
 // KEYGUARD_KILL_ROUNDS says how often a browser is killed.
-const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 3);
+const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 1);
 
 let site: Site;
 let profile: string;

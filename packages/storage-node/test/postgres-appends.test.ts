@@ -15,7 +15,7 @@ import { asRole, nodeMacKey, postgresAuditSink, type SqlTransaction } from '../s
 import { postgresSubstrate, type Database, type Substrate } from './postgres-substrate.ts';
 import type { StoreTask } from './store-process.ts';
 
-const APPENDS = Number(process.env['KEYGUARD_APPENDS'] ?? 500);
+const APPENDS = Number(process.env['KEYGUARD_APPENDS'] ?? 250);
 const PROCESSES = 8;
 const CALLERS = 8;
 const PROGRAM = fileURLToPath(new URL('./store-process.ts', import.meta.url));

@@ -1,4 +1,7 @@
-/** Ten thousand copies of one request at once: one passes, in four processes on PostgreSQL and in the one that PGlite has. */
+/**
+ * Copies of one request at once: one passes, in four processes on PostgreSQL and in the one that PGlite has. KEYGUARD_COPIES says how
+ * many.
+ */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { postgresReplayStore } from '../src/postgres.ts';
 import { raceProcesses } from './one-acceptance.ts';
@@ -6,7 +9,7 @@ import { pgliteSubstrate, postgresSubstrate, type Database, type Substrate } fro
 import { readRequest, signingDevice, verifierOf } from './signed-requests.ts';
 
 const PROCESSES = 4;
-const COPIES = 10_000;
+const COPIES = Number(process.env['KEYGUARD_COPIES'] ?? 1000);
 // All copies are on the way before the first answer is read: none may run out of time for that.
 const PATIENCE_MS = 60_000;
 
