@@ -24,6 +24,8 @@ export interface DeviceAnswer {
   readonly device: EnrolledDevice;
   /** Whether the key that asked is the one to use, as far as the server says: that it was not replaced, in other words. */
   readonly isCurrent: boolean;
+  /** Whether it was replaced so long ago that the server takes it for nothing but this question. */
+  readonly isRetired: boolean;
 }
 
 /**
@@ -39,7 +41,7 @@ export async function readDevice(response: Response, { keyId }: SigningKey): Pro
       code: 'server_unavailable',
     });
   }
-  return { device: { deviceId, keyId, status: status as DeviceStatus }, isCurrent: keyState === 'current' };
+  return { device: { deviceId, keyId, status: status as DeviceStatus }, isCurrent: keyState === 'current', isRetired: keyState === 'retired' };
 }
 
 /** The error that any other answer amounts to. */

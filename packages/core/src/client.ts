@@ -5,10 +5,10 @@
  *
  * @see docs/spec/request-signing.md
  */
-import { readDevice, readRefusal, refusalCode, type EnrolledDevice } from './client-answer.ts';
+import { readDevice, readRefusal, refusalCode, type DeviceAnswer, type EnrolledDevice } from './client-answer.ts';
 import { askStatus, demandKey, recoverKey, rotateKey, type DeviceKeys, type RotateOptions } from './client-rotation.ts';
 import { createTransport, type TransportOptions } from './client-transport.ts';
-import { hasCode, UsageError } from './errors.ts';
+import { hasCode, RejectedError, UsageError } from './errors.ts';
 import type { KeyStore, SigningKey } from './seams.ts';
 
 export type { EnrolledDevice } from './client-answer.ts';
@@ -24,7 +24,10 @@ export interface KeyGuardClientOptions extends TransportOptions {
   readonly origin: string;
   /** Where this device keeps its keys. */
   readonly keyStore: KeyStore;
-  /** The name of the key in the store; by default the server's `host[:port]`, so that each server knows another key. */
+  /**
+   * The name of the key in the store; by default the server's `host[:port]`, so that each server knows another key. Two servers under
+   * one origin need two names: what rotates for the one would leave the other without its key.
+   */
   readonly keyName?: string;
   /** Where the server mounts the routes of devices. Default `/api/keyguard`. */
   readonly basePath?: string;
@@ -71,19 +74,22 @@ export class KeyGuardClient {
   /**
    * Enrolls this device, making its key if it has none. Safe to call at every start and after a lost answer: a key that the
    * server knows already is left as it is, and its present state is returned.
-   * @throws RejectedError `enrollment_rejected` (unknown, used or expired code), `rate_limited`, …
+   * @throws RejectedError `enrollment_rejected` (unknown, used or expired code), `rate_limited`, …; `signature_invalid` when the
+   *   server has replaced the key by one that is not here, as where an old copy of the store was put back
    * @throws UnavailableError `server_unavailable`
    */
   async enroll(options: EnrollOptions = {}): Promise<EnrolledDevice> {
     const { keyStore, keyName, base, transport } = this.#keys;
     const kept = await keyStore.get(keyName);
     if (kept !== null) {
+      let known: DeviceAnswer | undefined;
       try {
-        return await this.#status(kept);
+        known = await this.#ask(kept);
       } catch (error) {
         // Not known there: its enrollment never arrived.
         if (!hasCode(error, 'signature_invalid')) throw error;
       }
+      if (known !== undefined) return usable(known);
     }
     const key = await keyStore.getOrCreate(keyName);
     const { crv, kty, x, y } = key.publicKey;
@@ -97,7 +103,7 @@ export class KeyGuardClient {
     const response = await (await transport.prepare(request, {}, 'keyguard-enroll-v1'))(key);
     if (response.ok) return (await readDevice(response, key)).device;
     const refusal = await readRefusal(response);
-    if (refusal.code === 'key_exists') return this.#status(key);
+    if (refusal.code === 'key_exists') return usable(await this.#ask(key));
     throw refusal;
   }
 
@@ -122,11 +128,11 @@ export class KeyGuardClient {
   /**
    * Asks the server for this device's present state, whatever it is.
    * @throws UsageError `not_enrolled` when there is no key here
-   * @throws RejectedError `signature_invalid` when the server does not know the key
+   * @throws RejectedError `signature_invalid` when the server does not know the key, or has replaced it by one that is not here
    * @throws UnavailableError `server_unavailable`
    */
   async status(): Promise<EnrolledDevice> {
-    return this.#status(await demandKey(this.#keys));
+    return usable(await this.#ask(await demandKey(this.#keys)));
   }
 
   /** Forgets this device's keys for good. After a revocation this is the way to enroll again, as a new device. */
@@ -156,21 +162,21 @@ export class KeyGuardClient {
     return send(other);
   };
 
-  async #status(key: SigningKey): Promise<EnrolledDevice> {
-    let device: EnrolledDevice | undefined;
+  /** What the server says of this device: to `key`, or to the one that has taken its place. */
+  async #ask(key: SigningKey): Promise<DeviceAnswer> {
+    let answer: DeviceAnswer | undefined;
     let failure: unknown;
     try {
-      const answer = await askStatus(this.#keys, key);
-      if (answer.isCurrent) return answer.device;
-      device = answer.device;
+      answer = await askStatus(this.#keys, key);
+      if (answer.isCurrent) return answer;
     } catch (error) {
       if (!hasCode(error, 'signature_invalid')) throw error;
       failure = error;
     }
     const other = await this.#recover(key);
-    if (other !== null) return (await askStatus(this.#keys, other)).device;
-    if (device === undefined) throw failure;
-    return device;
+    if (other !== null) return askStatus(this.#keys, other);
+    if (answer === undefined) throw failure;
+    return answer;
   }
 
   /** One at a time: a hundred calls that are refused at once ask once. */
@@ -184,4 +190,10 @@ export class KeyGuardClient {
     }
     return this.#recovering.key;
   }
+}
+
+/** The device, where the server takes the key that asked: with another one an active device is of no use. */
+function usable({ device, isRetired }: DeviceAnswer): EnrolledDevice {
+  if (!isRetired) return device;
+  throw new RejectedError('signature_invalid', 'The key of this device was replaced by one that is not here: call forget(), and enroll again with a new code.');
 }

@@ -327,6 +327,18 @@ describe('signature_invalid', () => {
     expect(routes()).not.toContain('enroll');
   });
 
+  it.each(['status', 'enroll'] as const)('is what %s tells of a key that was replaced by one that is not here: an active device is of no use with it', async (verb) => {
+    await server.adopt((await memoryKeyStore().getOrCreate('elsewhere')).publicKey);
+    const pending = await keyStore.getOrCreatePending(NAME);
+    server.keys.get(first.keyId)!.state = 'retiring';
+    expect(await client()[verb]()).toMatchObject({ keyId: first.keyId, status: 'active' });
+    server.retire();
+    await expect(client()[verb]()).rejects.toMatchObject({ name: 'RejectedError', code: 'signature_invalid', message: expect.stringContaining('forget()') as string });
+    // What to forget is for a person to say.
+    expect(await keyId()).toBe(first.keyId);
+    expect(await pendingId()).toBe(pending.keyId);
+  });
+
   it('is understood in the dialect of a provider, and left alone in another 401', async () => {
     const pending = await rotateUnseen();
     server.faults.push({ route: 'call', carriedOut: false, answer: { status: 401, body: { error: { code: 'signature_invalid', message: 'm' } } } });
