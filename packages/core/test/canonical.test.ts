@@ -135,6 +135,9 @@ describe('the grammar', () => {
     }
     expect(isAuthority('localhost:3000')).toBe(true);
     expect(isAuthority('[::1]:3000')).toBe(true);
+    // A name of 255 characters and a port of five digits.
+    expect(isAuthority(`${'a'.repeat(255)}:65535`)).toBe(true);
+    expect(isAuthority(`${'a'.repeat(256)}:65535`)).toBe(false);
     for (const odd of ['Localhost', 'a b', 'a:', 'a:0', 'a/b', 'a@b', '', 'a:99999999']) expect(isAuthority(odd)).toBe(false);
     expect(isFieldValue('application/json; charset=utf-8')).toBe(true);
     for (const odd of ['', ' a', 'a ', 'a\nb', 'a\tb', 'é', 'a'.repeat(1025)]) expect(isFieldValue(odd)).toBe(false);

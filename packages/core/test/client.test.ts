@@ -158,6 +158,26 @@ describe('fetch', () => {
     expect(calls.map(({ credentials, redirect }) => ({ credentials, redirect }))).toEqual(Array.from({ length: 4 }, () => ({ credentials: 'omit', redirect: 'error' })));
   });
 
+  it('hands on what else the caller asks of fetch', async () => {
+    const calls: RequestInit[] = [];
+    const guard = await client({ fetch: spy(calls) });
+    await guard.fetch(`${origin}/a`, { method: 'POST', body: 'x', cache: 'no-store', keepalive: true });
+    expect(calls).toMatchObject([{ method: 'POST', cache: 'no-store', keepalive: true }]);
+    expect(Buffer.from(calls[0]!.body as Bytes).toString()).toBe('x');
+  });
+
+  it('signs in the carriage, and hashes by the primitives, that it is given', async () => {
+    const calls: RequestInit[] = [];
+    let hashed = 0;
+    const { sha256 } = webCryptoPrimitives();
+    const guard = await client({ fetch: spy(calls), carriage: 'rfc9421', primitives: { sha256: (data) => ((hashed += 1), sha256(data)) } });
+    await guard.fetch(`${origin}/a`, { method: 'POST', body: 'x' });
+    const names = [...new Headers(calls[0]!.headers).keys()];
+    expect(names).toEqual(expect.arrayContaining(['content-digest', 'signature', 'signature-input']));
+    expect(names.filter((name) => name.startsWith('x-keyguard-'))).toEqual([]);
+    expect(hashed).toBe(1);
+  });
+
   it('is aborted by the signal of a Request as by that of an init', async () => {
     const calls: RequestInit[] = [];
     const guard = await client({ fetch: spy(calls) });
@@ -237,6 +257,24 @@ describe('the clock', () => {
     expect((await guard.fetch(`${origin}/a`)).status).toBe(200);
   });
 
+  it.each(['1800000000.0', '1.8e9', ' ', '01800000000', '18000000000', 'NaN', '+1800000000', '0x6b49d200'])('is not moved by %j, which is no time', async (time) => {
+    answer = () => ({ status: 401, headers: { 'x-keyguard-time': time }, body: { code: 'timestamp_out_of_window' } });
+    const guard = await client({ clock: { nowMs: () => (SERVER - 3600) * 1000 } });
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(401);
+    await guard.fetch(`${origin}/a`);
+    expect(received.map(({ request }) => Number(request.headers['x-keyguard-timestamp']))).toEqual([SERVER - 3600, SERVER - 3600]);
+  });
+
+  it('is corrected from its own time each time, not from what it was corrected to', async () => {
+    let own = (SERVER - 3600) * 1000;
+    const guard = await client({ clock: { nowMs: () => own } });
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(200);
+    // It was set by somebody meanwhile, and is off by as much to the other side.
+    own = (SERVER + 3600) * 1000;
+    expect((await guard.fetch(`${origin}/a`)).status).toBe(200);
+    expect(received.map(({ request }) => Number(request.headers['x-keyguard-timestamp']) - SERVER)).toEqual([-3600, 0, 7200, 0]);
+  });
+
   it('is not signed when it tells no time', async () => {
     const guard = await client({ clock: { nowMs: () => Number.NaN } });
     await expect(guard.fetch(`${origin}/a`)).rejects.toMatchObject({ name: 'UnavailableError' });
@@ -272,6 +310,8 @@ describe('enroll and status', () => {
     expect(received.map(({ request }) => request.url)).toEqual(['/api/keyguard/status', '/api/keyguard/status', '/api/keyguard/enroll']);
     answer = () => ({ status: 403, body: { code: 'ip_not_allowed' } });
     await expect(guard.enroll()).rejects.toMatchObject({ code: 'ip_not_allowed' });
+    // Whoever could not say whether it knows the key is not sent a code.
+    expect(received.map(({ request }) => request.url).slice(3)).toEqual(['/api/keyguard/status']);
   });
 
   it('asks for the status when another caller enrolled the same key meanwhile', async () => {
@@ -302,6 +342,10 @@ describe('enroll and status', () => {
     const { keyId } = (await keyStore.get(new URL(origin).host))!;
     for (const status of ['ACTIVE', 'deleted', '', null, 1]) {
       answer = () => ({ status: 200, body: { device_id: 'd', key_id: keyId, status } });
+      await expect(guard.status()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable' });
+    }
+    for (const deviceId of [undefined, null, 7, {}]) {
+      answer = () => ({ status: 200, body: { device_id: deviceId, key_id: keyId, status: 'active' } });
       await expect(guard.status()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable' });
     }
     for (const code of ['', '<b>', 'Rate limited', 'x'.repeat(65)]) {

@@ -107,6 +107,19 @@ describe('one carriage', () => {
     for (const [name, value] of Object.entries(headers)) expect(read('rfc9421', rfc9421, { [name]: value })).toThrow(malformed);
   });
 
+  it('names the one hash that it is, and no other of the same length', () => {
+    const vector = golden.cases[0]!;
+    const { rfc9421 } = vector.expected;
+    const read = (digest: string) => () =>
+      readSignedHead({ method: vector.method, target: targetOf(vector), rawHeaders: [...flat(vector.headers), ...flat({ ...rfc9421, 'Content-Digest': digest })] }, [vector.authority], 'rfc9421');
+    const digest = rfc9421['Content-Digest'];
+    expect(read(digest)().keyId).toBe(golden.keyId);
+    for (const other of ['sha-512', 'sha-384', 'SHA-256', 'id-sha-256', 'sha256', '']) {
+      expect(read(digest.replace('sha-256', other))).toThrow(expect.objectContaining({ code: 'malformed_request' }));
+    }
+    expect(read(`${digest}, ${digest.replace('sha-256', 'sha-512')}`)).toThrow(expect.objectContaining({ code: 'malformed_request' }));
+  });
+
   it('is refused at construction when there is none of that name', async () => {
     const key = await memoryKeyStore().getOrCreate('device');
     for (const carriage of ['RFC9421', '', 'both']) {

@@ -8,7 +8,7 @@ import { memoryKeyStore } from '@keyguard/core/memory';
 import { webCryptoPrimitives } from '@keyguard/core/primitives';
 import type { Bytes, Primitives, PublicJwk, SigningKey } from '@keyguard/core/seams';
 import { createSigner } from '@keyguard/core/sign';
-import { assertFresh, readSignedHead, verifySignature } from '@keyguard/core/verify';
+import { assertFresh, readSignedHead, verifyBody, verifySignature } from '@keyguard/core/verify';
 import golden from '../../../vectors/request-signing.json' with { type: 'json' };
 import rfc9421 from '../../../vectors/rfc9421-ecdsa-p256.json' with { type: 'json' };
 
@@ -73,6 +73,33 @@ describe('a signed request', () => {
     ).rejects.toMatchObject({ code: 'signature_invalid' });
   });
 
+  it('holds the body that was signed, to the last bit of its hash, and none that was put in its place', async () => {
+    const key = await memoryKeyStore().getOrCreate('device');
+    const request = { method: 'POST', authority: 'a.example', target: '/', headers: [], body: utf8('{"code":"mine"}') };
+    const head = readSignedHead({ method: 'POST', target: '/', rawHeaders: rawHeaders(await createSigner({ key })(request)) }, ['a.example']);
+    const imported = await primitives.importPublicKey(key.publicKey);
+    const invalid = { code: 'signature_invalid', detail: 'body' };
+    for (const body of [utf8('{"code":"ours"}'), new Uint8Array(0), utf8('{"code":"mine"} ')]) {
+      await expect(verifySignature(head, body, imported, 'keyguard-v1', primitives)).rejects.toMatchObject(invalid);
+    }
+    const hash = await primitives.sha256(request.body);
+    await verifyBody(head, request.body, { sha256: () => hash });
+    for (let bit = 0; bit < 256; bit += 1) {
+      const near = hash.slice();
+      near[bit >> 3]! ^= 1 << (bit & 7);
+      await expect(verifyBody(head, request.body, { sha256: () => near }), `bit ${bit}`).rejects.toMatchObject(invalid);
+    }
+    await expect(verifyBody(head, request.body, { sha256: () => hash.slice(0, 31) })).rejects.toMatchObject(invalid);
+  });
+
+  it('is read into a list of headers that nobody changes', async () => {
+    const headers: [string, string][] = [['openai-project', 'p'], ['idempotency-key', 'k']];
+    const signed = await createSigner({ key: await memoryKeyStore().getOrCreate('device') })({ method: 'GET', authority: 'a.example', target: '/', headers, body: new Uint8Array(0) });
+    const head = readSignedHead({ method: 'GET', target: '/', rawHeaders: [...headers.flat(), ...rawHeaders(signed)] }, ['a.example']);
+    expect(head.coveredHeaders).toEqual([['idempotency-key', 'k'], ['openai-project', 'p']]);
+    expect(Object.isFrozen(head.coveredHeaders)).toBe(true);
+  });
+
   it.each([
     ['lower-case method', { method: 'get' }, 'target_unsupported'],
     ['authority with upper case', { authority: 'A.example' }, 'target_unsupported'],
@@ -82,7 +109,10 @@ describe('a signed request', () => {
     ['unsupported header', { headers: [['openai-debug', '1']] as [string, string][] }, 'header_unsupported'],
     ['empty covered header', { headers: [['openai-project', '']] as [string, string][] }, 'header_unsupported'],
     ['doubled content type', { headers: [['content-type', 'a'], ['content-type', 'b']] as [string, string][] }, 'header_unsupported'],
+    ['doubled covered header', { headers: [['openai-project', 'a'], ['openai-project', 'b']] as [string, string][] }, 'header_unsupported'],
     ['compressed body', { headers: [['content-encoding', 'gzip']] as [string, string][] }, 'header_unsupported'],
+    ['half of the other carriage', { headers: [['signature-input', 'x']] as [string, string][] }, 'header_unsupported'],
+    ['the other half', { headers: [['signature', 'x']] as [string, string][] }, 'header_unsupported'],
   ])('refuses early what a verifier would refuse: %s', async (_name, change, code) => {
     const sign = createSigner({ key: await memoryKeyStore().getOrCreate('device') });
     const request = { method: 'GET', authority: 'a.example', target: '/', headers: [], body: new Uint8Array(0), ...change };

@@ -249,6 +249,30 @@ describe('seal and open', () => {
     expect(calls).toContain('decrypt');
   });
 
+  test('no key that is imported or derived on WebCrypto can be had back from it', async () => {
+    const { subtle } = globalThis.crypto;
+    const made: CryptoKey[] = [];
+    const watched = new Proxy(subtle, {
+      get: (target, name: keyof SubtleCrypto) => {
+        const method = (target[name] as (...args: unknown[]) => Promise<unknown>).bind(target);
+        if (name !== 'importKey' && name !== 'deriveKey') return method;
+        return async (...args: unknown[]) => {
+          const key = (await method(...args)) as CryptoKey;
+          made.push(key);
+          return key;
+        };
+      },
+    });
+    const crypto = { subtle: watched, getRandomValues: globalThis.crypto.getRandomValues.bind(globalThis.crypto) } as unknown as Crypto;
+    const { keyProvider: own } = await passphraseKey('a passphrase', { kekId: 'kek-2', iterations: 100_000, crypto });
+    for (const provider of [await aesKeyProvider({ kekId: 'kek-1', key: random(32), crypto }), own]) {
+      const sealed = await seal(text('abc'), place, { keyProvider: provider, crypto });
+      expect(await open(sealed, place, { keyProvider: provider, crypto })).toEqual(text('abc'));
+    }
+    expect(new Set(made.map(({ algorithm }) => algorithm.name))).toEqual(new Set(['AES-GCM', 'HKDF', 'HMAC', 'PBKDF2']));
+    expect(made.filter(({ extractable }) => extractable)).toEqual([]);
+  });
+
   test('the same value is never sealed to the same bytes, DEK or IV', async () => {
     const seen = new Set<string>();
     for (let i = 0; i < 50; i += 1) {
@@ -384,7 +408,7 @@ describe('seal and open', () => {
   });
 
   test.each([
-    ['an empty part', { row: '' }],
+    ...(['deploymentId', 'table', 'row', 'column', 'purpose'] as const).map((part): [string, Partial<VaultPlace>] => [`an empty ${part}`, { [part]: '' }]),
     ['a lone surrogate', { row: '\ud800' }],
     ['a negative version', { version: -1 }],
     ['a version that is no integer', { version: 1.5 }],

@@ -106,6 +106,44 @@ it('the body is read at most once, to 4,096 bytes, and never for a head that is 
   expect(asked).toEqual([[4096, 'ip:2001:db8:1:2::/64']]);
 });
 
+it('the body must be the one whose hash was signed: another code or label with the same key is none', async () => {
+  const { bench, enrolled } = openRegistry();
+  const key = await newKey();
+  const request = await enrolling(key);
+  for (const members of [{ code: null }, { label: 'theirs' }, { fingerprint: FINGERPRINT }]) {
+    await expectRefused(bench, { ...request, body: (await enrolling(key, members)).body }, 'signature_invalid');
+  }
+  expect(bench.asked).toEqual([]);
+  await bench.enrollment.enroll(request);
+  expect(enrolled).toMatchObject([{ keyId: key.keyId, label: null }]);
+});
+
+it('the key in the body is the one that the head names, and each request is good once', async () => {
+  const { bench } = openRegistry();
+  const [key, other] = [await newKey(), await newKey()];
+  await expectRefused(bench, await enrolling(key, { jwk: other.publicKey }), 'signature_invalid');
+  await expectRefused(bench, withHeader(await enrolling(key), 'x-keyguard-key-id', other.keyId), 'signature_invalid');
+  const request = await enrolling(key);
+  await bench.enrollment.enroll(request);
+  await expect(bench.enrollment.enroll(request)).rejects.toMatchObject({ code: 'replay_detected' });
+  expect(bench.asked).toEqual(['replay_store', 'enroll', 'replay_store']);
+  // Named, for the audit log, once it is proven.
+  expect(bench.rejections.map(({ keyId }) => keyId)).toEqual([null, null, key.keyId]);
+});
+
+it.each<[string, Record<string, unknown>]>([
+  ['a label in another normal form', { label: 'Bu\u0308ro' }],
+  ['a label that turns the direction of what follows', { label: 'a\u202eb' }],
+  ['a label with a control character', { label: 'a\nb' }],
+  ['a label of 65 characters', { label: 'x'.repeat(65) }],
+  ['a fingerprint with stray bits', { fingerprint: `${'A'.repeat(42)}B` }],
+  ['a fingerprint of 42 characters', { fingerprint: 'A'.repeat(42) }],
+  ['another member', { owner: 'me' }],
+])('%s is malformed', async (_name, members) => {
+  const { bench } = openRegistry();
+  await expectRefused(bench, await enrolling(await newKey(), members), 'malformed_request');
+});
+
 it('the proof must be exactly true', async () => {
   for (const answer of [1, 'yes', {}]) {
     const { bench } = openRegistry({ primitives: { ...nodePrimitives(), verify: () => answer as boolean } });
@@ -138,7 +176,7 @@ it.each(['', ' ', '   ', '\u00a0', '\u3000', '\u3164', '\u115f', '\uffa0', '\u28
   },
 );
 
-it.each(['x', 'Büro-Laptop', '❤️', '笔记本', 'a b'])('a label that shows what it is: %j', async (label) => {
+it.each(['x', 'Büro-Laptop', '❤️', '笔记本', 'a b', 'x'.repeat(64), '😀'.repeat(64)])('a label that shows what it is: %j', async (label) => {
   const { bench, enrolled } = openRegistry();
   await bench.enrollment.enroll(await enrolling(await newKey(), { label }));
   expect(enrolled[0]!.label).toBe(label);

@@ -59,6 +59,10 @@ it('hands the registry what was proven, what the policy lets, and the time', asy
   expect(device).toMatchObject({ keyId: key.keyId, publicKey: key.publicKey, status: 'active' });
   const request = { oldKeyId: old.keyId, keyId: key.keyId, publicKey: key.publicKey, codeHash: CODE_HASH, allowWithoutCode: false, overlapMs: 60_000, nowMs: NOW_MS };
   expect(asked).toEqual([request]);
+  // The time of the verifier, and not that which the request says.
+  const late = await openRegistry();
+  await late.bench.rotation.rotate(await rotating(late.old, late.key, {}, { nowMs: NOW_MS - 10_000 }));
+  expect(late.asked).toMatchObject([{ nowMs: NOW_MS }]);
   const own = await openRegistry({ overlapMs: 0, allowSelfRotation: true, onSelfRotation: () => {} });
   await own.bench.rotation.rotate(await rotating(own.old, own.key, { code: null }));
   expect(own.asked).toMatchObject([{ codeHash: null, allowWithoutCode: true, overlapMs: 0 }]);
@@ -107,6 +111,23 @@ describe('what is not proven', () => {
       expect(open.bench.asked).toEqual(['device_registry']);
       expect(open.bench.rejections).toMatchObject([{ keyId: open.old.keyId, error: { detail: 'proof of the new key' } }]);
     }
+  });
+
+  it('the body must be the one whose hash was signed, also where the proof in it is good', async () => {
+    const open = await openRegistry();
+    const [request, other] = [await rotating(open.old, open.key), await rotating(open.old, open.key, { code: null })];
+    const swapped = { ...request, body: other.body };
+    await expectRefused(open, swapped, 'signature_invalid');
+    expect(open.bench.asked).toEqual(['device_registry']);
+    expect(open.bench.rejections).toMatchObject([{ keyId: open.old.keyId, deviceId: null, error: { detail: 'body' } }]);
+  });
+
+  it('a proof has 64 bytes, and a body no other members', async () => {
+    const open = await openRegistry();
+    for (const members of [{ proof: Buffer.alloc(65, 1).toString('base64') }, { proof: Buffer.alloc(66, 1).toString('base64') }, { label: 'x' }, { fingerprint: null }]) {
+      await expectRefused(open, await rotating(open.old, open.key, members), 'malformed_request');
+    }
+    expect(open.bench.rejections.at(-1)).toMatchObject({ keyId: open.old.keyId, deviceId: expect.any(String) as string });
   });
 
   it('the body is read once, to 4,096 bytes, on the account of the device', async () => {
@@ -232,6 +253,19 @@ describe('a rotation without a code', () => {
       expect(open.asked).toHaveLength(1);
       expect(events).toMatchObject([{ asked: 0, device: { keyId: open.old.keyId }, newKeyId: open.key.keyId, ip: '192.0.2.1', isRepeat: false }]);
     }
+  });
+
+  it('by a key that was replaced is told of as what it is: a repeat, or nothing that is done', async () => {
+    const events: SelfRotationEvent[] = [];
+    const devices = openBench();
+    const [old, key] = [await devices.enrolledKey(), await newKey()];
+    const registry: DeviceRegistry = {
+      ...devices.registry,
+      findByKeyId: (keyId) => ({ ...(devices.registry.findByKeyId(keyId) as Device), keyState: 'retiring', keyRetiresAtMs: NOW_MS + 1 }),
+    };
+    const bench = openBench({ registry, allowSelfRotation: true, onSelfRotation: (event) => void events.push(event) });
+    await bench.rotation.rotate(await rotating(old, key, { code: null }));
+    expect(events).toMatchObject([{ device: { keyId: old.keyId }, newKeyId: key.keyId, isRepeat: true }]);
   });
 
   it('is not done where nobody heard of it: the listener threw, or was not done in time', async () => {

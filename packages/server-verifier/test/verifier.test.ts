@@ -106,6 +106,18 @@ describe('the price of a refusal', () => {
     expect(await checksOf(withHeader(await incoming(key), 'x-keyguard-signature', 'x'))).toBe(0);
   });
 
+  it('is told only when the check is done, also where it takes its time', async () => {
+    let isDone = false;
+    const verify = async (): Promise<boolean> => {
+      await nextTurn();
+      isDone = true;
+      return true;
+    };
+    const bench = openBench({ primitives: { ...nodePrimitives(), verify } });
+    await expectRefused(bench, await incoming(await openBench().enrolledKey()), 'signature_invalid');
+    expect(isDone).toBe(true);
+  });
+
   it('never includes another seam before the proof but the registry', async () => {
     const bench = openBench();
     await expectRefused(bench, forged(await incoming(await bench.enrolledKey())), 'signature_invalid');
