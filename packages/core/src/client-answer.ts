@@ -49,10 +49,12 @@ export async function readRefusal(response: Response): Promise<RejectedError | U
   const { code, detail } = await readJson(response);
   const delay = response.headers.get('retry-after') ?? '';
   const retry = DELAY.test(delay) ? { retryAfterMs: Math.min(Number(delay), MAX_RETRY_SECONDS) * 1000 } : {};
+  const said = typeof detail === 'string' ? detail : null;
   if (typeof code !== 'string' || !CODE.test(code) || response.status >= 500) {
-    return new UnavailableError('server', `The server answered ${response.status}.`, { code: 'server_unavailable', ...retry });
+    const message = `The server answered ${response.status}${said === null ? '.' : `: ${said}`}`;
+    return new UnavailableError('server', message, { code: 'server_unavailable', ...retry });
   }
-  const message = typeof detail === 'string' ? detail : `The server refused: ${code}.`;
+  const message = said ?? `The server refused: ${code}.`;
   return new RejectedError(code as RejectionCode, message, retry);
 }
 

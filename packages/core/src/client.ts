@@ -63,6 +63,7 @@ export class KeyGuardClient {
     if (!HTTP.test(url.protocol) || url.pathname !== '/' || url.search !== '' || url.hash !== '' || url.username !== '' || url.password !== '') {
       throw new UsageError('invalid_option', 'origin must be http(s)://host[:port] and nothing more; a path belongs into basePath.');
     }
+    if (typeof options.keyStore?.getOrCreate !== 'function') throw new UsageError('invalid_option', 'keyStore must be a KeyStore.');
     this.#keys = {
       keyStore: options.keyStore,
       keyName: options.keyName ?? url.host,

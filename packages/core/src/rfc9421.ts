@@ -62,5 +62,5 @@ function valueIn(fields: Partial<Record<Rfc9421Field, string>>, name: Rfc9421Fie
 
 function malformed(field: Rfc9421Field): RejectedError {
   const detail = `${field} missing, or not the template for the headers received`;
-  return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request.', { detail });
+  return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request: a KeyGuard client must sign it, in the carriage that this server takes.', { detail });
 }

@@ -50,7 +50,7 @@ export interface SignedHead extends SignedParts {
 }
 
 function malformed(detail: string): RejectedError {
-  return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request.', { detail });
+  return new RejectedError('malformed_request', 'The request is not a well-formed KeyGuard request: a KeyGuard client must sign it, in the carriage that this server takes.', { detail });
 }
 
 // eslint-disable-next-line no-control-regex
@@ -221,7 +221,7 @@ export function assertFresh(createdSeconds: number, window: TimeWindow, nowMs: n
 }
 
 function signatureInvalid(detail: string): RejectedError {
-  return new RejectedError('signature_invalid', 'The signature does not verify.', { detail });
+  return new RejectedError('signature_invalid', 'The signature does not verify, or its key is not enrolled here.', { detail });
 }
 
 /**

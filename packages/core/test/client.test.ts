@@ -330,7 +330,9 @@ describe('enroll and status', () => {
     answer = () => ({ status: 403, body: { code: 'enrollment_rejected', detail: 'ask for a new one' } });
     await expect(guard.enroll()).rejects.toMatchObject({ name: 'RejectedError', code: 'enrollment_rejected', message: 'ask for a new one' });
     answer = () => ({ status: 503, headers: { 'retry-after': '3' }, body: { code: 'store_unavailable' } });
-    await expect(guard.enroll()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable', retryAfterMs: 3000 });
+    await expect(guard.enroll()).rejects.toMatchObject({ name: 'UnavailableError', code: 'server_unavailable', retryAfterMs: 3000, message: 'The server answered 503.' });
+    answer = () => ({ status: 503, body: { code: 'store_unavailable', detail: 'Try again shortly.' } });
+    await expect(guard.enroll()).rejects.toMatchObject({ code: 'server_unavailable', message: 'The server answered 503: Try again shortly.' });
     answer = () => ({ status: 404, body: 'nothing here' });
     await expect(guard.status()).rejects.toMatchObject({ code: 'server_unavailable' });
     answer = () => ({ status: 200, body: { hello: 'world' } });
@@ -368,6 +370,11 @@ describe('enroll and status', () => {
     await expect(guard.status()).rejects.toMatchObject({ code: 'not_enrolled' });
     await guard.enroll();
     expect(received[0]!.request.headers['x-keyguard-key-id']).not.toBe(received[1]!.request.headers['x-keyguard-key-id']);
+  });
+
+  it('says at once that the key store is missing', () => {
+    const options = { origin } as ConstructorParameters<typeof KeyGuardClient>[0];
+    expect(() => new KeyGuardClient(options)).toThrow(expect.objectContaining({ code: 'invalid_option', message: 'keyStore must be a KeyStore.' }));
   });
 
   it.each(['', 'keyguard.example', 'ftp://a', 'http://a/b', 'http://a?b', 'http://u@a', 'http://:p@a', 'javascript:0'])('refuses %j as an origin', (odd) => {

@@ -127,7 +127,7 @@ async function enrollInOrder(
 }
 
 function enrollmentRejected(): RejectedError {
-  return new RejectedError('enrollment_rejected', 'The enrollment code is unknown, used up or expired: ask for a new one.');
+  return new RejectedError('enrollment_rejected', 'The enrollment code is missing, unknown, used up or expired: ask for a new one.');
 }
 
 interface EnrollmentBody {

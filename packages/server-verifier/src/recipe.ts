@@ -242,7 +242,7 @@ export async function findSigner(context: VerifierContext, head: SignedHead, tag
 
 /** One answer for everything that could tell an outsider about keys; `detail` is for the audit log. */
 export function signatureInvalid(detail: string): RejectedError {
-  return new RejectedError('signature_invalid', 'The signature does not verify.', { detail });
+  return new RejectedError('signature_invalid', 'The signature does not verify, or its key is not enrolled here.', { detail });
 }
 
 /** Whether this key verifies: it was not replaced, or its overlap is not over. */

@@ -187,7 +187,7 @@ async function rotateInOrder(
 }
 
 function rotationRejected(): RejectedError {
-  return new RejectedError('rotation_rejected', 'The key cannot be replaced with this code: ask the owner of the device for a new one.');
+  return new RejectedError('rotation_rejected', 'The rotation code is missing, unknown, used or expired: ask the owner of the device for a new one.');
 }
 
 interface RotationBody {
