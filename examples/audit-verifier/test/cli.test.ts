@@ -74,6 +74,9 @@ describe('verify', { timeout: 60_000 }, () => {
       [[whole], /^Nothing was verified: Give the public key/],
       [[], /^Nothing was verified: Give one export/],
       [['none', '--key', publicKey], /^Nothing was verified: ENOENT/],
+      // Two faults at once: the one that is found second must not end the process as an attack.
+      [['none', '--key', 'no key'], /^Nothing was verified: ENOENT/],
+      [['.', '--key', publicKey], /^Nothing was verified: EISDIR/],
       [[whole, '--key', `${publicKey}x`], /^Nothing was verified: /],
       [[whole, '--key', publicKey, '--mac-keys', keyFile], /^Nothing was verified: MAC keys are given/],
       [[whole, '--unknown'], /^Nothing was verified: /],

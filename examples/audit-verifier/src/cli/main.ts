@@ -5,8 +5,7 @@
  * be read, or no checkpoint that vouches for the log.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { hasCode } from '@keyguard/core/errors';
@@ -47,7 +46,9 @@ async function run(): Promise<Report> {
   if (verifierKeys.length === 0) throw new UnreadableInput('Give the public key of the log: --key.');
   const macKeys = await readMacKeys(values['mac-keys'] === undefined ? '' : await readFile(at(values['mac-keys']), 'utf8'));
   const checkpoints = await Promise.all(values.checkpoint.map(async (name) => ({ name, note: await readFile(at(name), 'utf8') })));
-  const report = await verifyExport({ lines: linesOf(createReadStream(at(path))), checkpoints, verifierKeys, macKeys, primitives });
+  // Opened before anything else can fail: a stream by name would report a missing file to nobody, and end this process with 1.
+  await using file = await open(at(path));
+  const report = await verifyExport({ lines: linesOf(file.createReadStream({ autoClose: false })), checkpoints, verifierKeys, macKeys, primitives });
   process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : reportText(report));
   return report;
 }
