@@ -138,8 +138,8 @@ function startOf(pid: number): string | null {
 function inUse(folder: string, owner: Owner | null): FolderInUseError {
   return new FolderInUseError(
     `The data folder ${folder} is in use by another KeyGuard${owner === null ? '' : ` (process ${owner.pid} on ${owner.host})`}. ` +
-      'Stop that one, or give this one a folder of its own with KEYGUARD_DATA_DIR (and a PORT), ' +
-      'or set DATABASE_URL: any number of processes may share a PostgreSQL.',
+      'Stop that one, or give this one a folder of its own with KEYGUARD_DATA_DIR (and a PORT). To serve the same data with ' +
+      'several processes, each with a folder of its own, let them share a PostgreSQL (DATABASE_URL) and the root key.',
   );
 }
 

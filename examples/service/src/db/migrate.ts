@@ -1,6 +1,7 @@
 /**
  * Brings the schema up to date, or refuses the start where it is not and nobody here may change it.
  */
+import { isUnavailable, UnavailableError } from '@keyguard/core/errors';
 import { migrate, pendingMigrations, type MigrationSet, type PendingMigration, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 
 export const SCHEMAS: readonly string[] = ['keyguard', 'keyguard_auth'];
@@ -16,12 +17,23 @@ export class NotMigratedError extends Error {
   override readonly name = 'NotMigratedError';
 }
 
-/** @throws NotMigratedError when the files of the stores or of the service, and what the database has on record, are not the same */
+// Undefined or forbidden objects (class 42) and schemas (3F): the database answered, and nobody prepared it for this login.
+const UNPREPARED = /^(?:42|3F)/;
+
+/**
+ * @throws NotMigratedError when the files of the stores or of the service, and what the database has on record, are not the same
+ * @throws UnavailableError when the database does not answer, or refuses the login
+ */
 export async function assertMigrated(sql: SqlClient): Promise<void> {
   let pending: readonly PendingMigration[];
   try {
     pending = await pendingMigrations(sql, { migrations: [OWN] });
-  } catch (cause) {
+  } catch (error) {
+    const cause = isUnavailable(error) ? error.cause : error;
+    const { code } = (cause ?? {}) as { code?: unknown };
+    if (typeof code !== 'string' || !UNPREPARED.test(code)) {
+      throw new UnavailableError('database', 'The database of DATABASE_URL cannot be reached, or refuses this login: start it, or correct the URL.', { cause });
+    }
     throw new NotMigratedError(advice('has not been prepared for KeyGuard, or this login may not use it'), { cause });
   }
   const places = (isUnknown: boolean): string =>

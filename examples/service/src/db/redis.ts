@@ -31,7 +31,7 @@ export async function openRedis(url: string, onError: (error: Error) => void): P
   const replayStore = redisReplayStore(ioredisClient(redis));
   try {
     await new Promise<void>((resolve, reject) => {
-      const late = (): void => reject(new UnavailableError('redis', 'Redis cannot be reached.', { cause: lastError }));
+      const late = (): void => reject(new UnavailableError('redis', 'Redis cannot be reached: is it running where REDIS_URL says?', { cause: lastError }));
       const timer = setTimeout(late, CONNECT_MS);
       redis.once('ready', () => {
         clearTimeout(timer);

@@ -116,7 +116,7 @@ async function readOrCreate(path: string, maxBytes: number, create: boolean, mak
       await syncDirectory(directory);
       return found;
     }
-    if (!create) throw unusable(`${path} is missing, and keys were sealed under it: restore it from a backup.`);
+    if (!create) throw unusable(`${path} is missing, and keys were sealed under it: restore it from a backup, or copy it from where the same data is served.`);
     const made = await make();
     await createPrivateFile(path, made);
     made.fill(0);
