@@ -2,7 +2,7 @@
  * The terminal command: sets up, signs in, and administers devices, codes and provider keys. It talks HTTP to the service and to
  * nothing else, so it works against a remote one as well.
  */
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { sessionFile } from './session-file.ts';
 import { ask, askSecret, CommandError, confirm, print, printJson, remark, table, when } from './terminal.ts';
@@ -42,6 +42,8 @@ function duration(given: string): number {
   if (count === undefined || unit === undefined) throw new InvalidArgumentError('Give a number and a unit: 90s, 15m, 12h or 7d.');
   return Number(count) * UNIT_SECONDS[unit]!;
 }
+
+const expires = (description: string): Option => new Option('--expires <time>', description).argParser(duration).default(900, '15m');
 
 const path = (...parts: readonly string[]): string => `/api/${parts.map(encodeURIComponent).join('/')}`;
 
@@ -113,7 +115,7 @@ codes
   .description('make a code; it is shown once')
   .option('--label <text>', 'what to call the devices that use it')
   .option('--max-uses <count>', 'how many devices may use it', wholeNumber, 1)
-  .option('--expires <time>', 'for how long it is good, such as 15m, 12h or 7d', duration, 900)
+  .addOption(expires('for how long it is good, such as 15m, 12h or 7d; at most 30d'))
   .option('--no-auto-approve', 'its devices wait until they are approved')
   .action(async (options: { label?: string; maxUses: number; expires: number; autoApprove: boolean }) => {
     const created = await api().sendSigned('POST', path('enrollment-codes'), {
@@ -216,7 +218,7 @@ devices
   .command('rotation-code')
   .description('make a code with which a device replaces its key; it is shown once')
   .argument('<id>')
-  .option('--expires <time>', 'for how long it is good, at most 24h', duration, 900)
+  .addOption(expires('for how long it is good, at most 24h'))
   .action(async (id: string, { expires }: { expires: number }) => {
     const created = await api().sendSigned('POST', path('devices', id, 'rotation-codes'), { expires_in_s: expires });
     show(created, () => `${String(created['code'])}\n\nFor this device and one new key, until ${when(created['expires_at'])}. It is not shown again, and earlier ones are worthless now.`);
