@@ -132,7 +132,7 @@ async function timeConcurrency(server: PostgresServer, redis: ReplayStore | null
   ];
   const label = (what: string, callers: number): string => `${what}, ${callers} ${callers === 1 ? 'caller' : 'callers'}`;
   const loads = concurrencies.flatMap(({ callers, operations }) => [...verifiers].map(([what, verifier]) => ({ name: label(what, callers), verifier, callers, operations })));
-  const timed = await timeLoads(loads, supplyOf(signers), { rounds: quick ? 5 : 25, budgetMs: quick ? 8000 : 60_000 });
+  const timed = await timeLoads(loads, supplyOf(signers), { rounds: quick ? 5 : 25, budgetMs: quick ? 8000 : 45_000 });
 
   embedded.stopWatch();
   await db.close();
@@ -179,7 +179,7 @@ async function timeGrowth(
     if (nonces === null) notRun.push(rowNotRun(label('Redis', size), NO_REDIS));
     else loads.push({ name: label('Redis', size), verifier: verifierOn(registry, nonces), callers, operations });
   }
-  const timed = await timeLoads(loads, supplyOf(signers), { rounds: quick ? 8 : 40, budgetMs: quick ? 4000 : 30_000 });
+  const timed = await timeLoads(loads, supplyOf(signers), { rounds: quick ? 8 : 40, budgetMs: quick ? 4000 : 20_000 });
   for (const each of opened) await each.close();
   const [smallest = 0] = sizes;
   return {
