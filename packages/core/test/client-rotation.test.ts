@@ -223,6 +223,39 @@ describe('a pending key', () => {
     expect(await pendingId()).toBe(pending.keyId);
   });
 
+  it('that the server has and has replaced already is not promoted but thrown away', async () => {
+    const pending = await keyStore.getOrCreatePending(NAME);
+    server.keys.set(pending.keyId, { publicKey: pending.publicKey, state: 'retired' });
+    await expect(client().rotate({ code: 'CODE' })).rejects.toMatchObject({ code: 'key_exists' });
+    expect(routes()).toEqual(['rotate', 'status', 'status']);
+    expect(await keyId()).toBe(first.keyId);
+    expect(await pendingId()).toBeUndefined();
+    await expectOneKey();
+  });
+
+  it('that another tab promoted and replaced in turn is not what is answered: the key of now is', async () => {
+    const overtaken: KeyStore = {
+      ...keyStore,
+      async promote(name, pendingKeyId) {
+        await keyStore.promote(name, pendingKeyId);
+        const next = await keyStore.getOrCreatePending(name);
+        server.keys.get(pendingKeyId)!.state = 'retiring';
+        await server.adopt(next.publicKey);
+        await keyStore.promote(name, next.keyId);
+        return false;
+      },
+    };
+    expect(await client({ keyStore: overtaken }).rotate({ code: 'CODE' })).toMatchObject({ keyId: await keyId(), status: 'active' });
+    await expectOneKey();
+  });
+
+  it('is made and nothing is sent where the request cannot be signed, which is told as what it is', async () => {
+    await expect(client({ basePath: '/a%2Fb' }).rotate({ code: 'CODE' })).rejects.toMatchObject({ name: 'UsageError', code: 'target_unsupported' });
+    expect(server.received).toHaveLength(0);
+    await client().rotate({ code: 'CODE' });
+    await expectOneKey();
+  });
+
   it('that the store fails to promote stays pending, and the next start promotes it', async () => {
     const failing = { ...keyStore, promote: async () => Promise.reject(new UsageError('key_store_unusable', 'no room')) };
     await expect(client({ keyStore: failing }).rotate({ code: 'CODE' })).rejects.toMatchObject({ code: 'key_store_unusable' });
@@ -337,6 +370,13 @@ describe('signature_invalid', () => {
     // What to forget is for a person to say.
     expect(await keyId()).toBe(first.keyId);
     expect(await pendingId()).toBe(pending.keyId);
+  });
+
+  it('is handed on, and the request not sent again, where the pending key is gone before it could be promoted', async () => {
+    await rotateUnseen();
+    const losing: KeyStore = { ...keyStore, promote: (name, pendingKeyId) => keyStore.discard(name, pendingKeyId).then(() => false) };
+    expect((await client({ keyStore: losing }).fetch(`${server.origin}/a`, { method: 'POST', body: 'x' })).status).toBe(401);
+    expect(routes()).toEqual(['call', 'status']);
   });
 
   it('makes one client ask again where it could not be told before', async () => {
