@@ -49,6 +49,11 @@ export interface InjectedFaults extends Faults {
   calm(): void;
   /** Makes one call of the substrate, under the faults of the moment. `needsRoom`: whether a full substrate refuses it. */
   through<T>(call: () => MaybePromise<T>, needsRoom?: boolean): Promise<T>;
+  /**
+   * The same for a substrate that answers on the thread that asks. It cannot hang by itself; hand in another `hang`, which holds what
+   * it waits for.
+   */
+  throughNow<T>(call: () => T, needsRoom?: boolean): T;
 }
 
 type Mode =
@@ -66,6 +71,14 @@ export function injectFaults({ failure, full }: FaultTexts): InjectedFaults {
     mode = next;
   }
 
+  /** Whether a call that begins now fails, and when. */
+  function drawn(now: Mode, needsRoom: boolean): 'before' | 'after' | 'never' {
+    if (now.kind === 'full' && needsRoom) throw full();
+    if (now.kind !== 'failing') return 'never';
+    const number = now.random();
+    return number < now.share / 2 ? 'before' : number < now.share ? 'after' : 'never';
+  }
+
   return {
     fail: (share, random) => become({ kind: 'failing', share, random }),
     hang: (random) => {
@@ -78,23 +91,21 @@ export function injectFaults({ failure, full }: FaultTexts): InjectedFaults {
     calm: () => become({ kind: 'calm' }),
     async through<T>(call: () => MaybePromise<T>, needsRoom = true): Promise<T> {
       const now = mode;
-      if (now.kind === 'full' && needsRoom) throw full();
-      if (now.kind === 'failing') {
-        const drawn = now.random();
-        if (drawn < now.share / 2) throw failure();
-        const answer = await call();
-        if (drawn < now.share) throw failure();
-        return answer;
-      }
-      if (now.kind === 'hanging') {
-        if (now.random() < 0.5) {
-          const answer = await call();
-          await now.released;
-          return answer;
-        }
-        await now.released;
-      }
-      return call();
+      const fails = drawn(now, needsRoom);
+      if (fails === 'before') throw failure();
+      // Half of what hangs has acted already.
+      if (now.kind === 'hanging' && now.random() < 0.5) await now.released;
+      const answer = await call();
+      if (now.kind === 'hanging') await now.released;
+      if (fails === 'after') throw failure();
+      return answer;
+    },
+    throughNow<T>(call: () => T, needsRoom = true): T {
+      const fails = drawn(mode, needsRoom);
+      if (fails === 'before') throw failure();
+      const answer = call();
+      if (fails === 'after') throw failure();
+      return answer;
     },
   };
 }
