@@ -50,7 +50,11 @@ for (const name of packages) {
 for (const name of packages) {
   const folder = join(root, 'packages', name);
   await check(`${name}: publint`, () => void run('pnpm', ['exec', 'publint', '--strict', folder]));
-  await check(`${name}: are the types wrong`, () => void run('pnpm', ['exec', 'attw', '--pack', folder, '--profile', 'esm-only']));
+  // Only what is published: a package may have subpaths for this workspace alone.
+  const entries = Object.keys(manifest(name).publishConfig.exports);
+  await check(`${name}: are the types wrong`, () =>
+    void run('pnpm', ['exec', 'attw', '--pack', folder, '--profile', 'esm-only', '--entrypoints', ...entries]),
+  );
 }
 
 // Plain Node, no TypeScript, no condition: what an application gets.
@@ -72,6 +76,15 @@ for (const [version, path] of nodes) {
     return `${specifiers.length} entries`;
   });
 }
+
+// As outside this workspace: neither its configuration nor its condition. That package runs inside Vitest, and nowhere else.
+await check('the suites run over an adapter, as built', () => {
+  const adapter = join(root, 'examples/adapter-sqlite');
+  const output = run('pnpm', ['exec', 'vitest', 'run', '--root', adapter, '--reporter=default', '--reporter=@keyguard/conformance/reporter'], adapter);
+  const row = output.split('\n').find((line) => line.includes('| sqliteReplayStore |'));
+  if (row === undefined || row.includes('—') || row.includes('✗')) throw new Error(output);
+  return row;
+});
 
 interface Bundle {
   readonly bytes: number;
