@@ -33,8 +33,8 @@ pnpm fuzz --inputs=50000 --only=vault      # fewer, and only the parsers whose n
 pnpm fuzz --seed=${String(seed).padEnd(25)} # the same inputs again
 \`\`\`
 
-Every function of \`core\`, \`server-verifier\`, \`adapters-express\` and the audit verifier that reads untrusted text or bytes is
-given valid inputs with a few changes that fit their structure (bits, characters, members, lines, whole fields out of other valid
+Every function of \`core\`, of \`server-verifier\` (on whose doors all adapters stand) and of the audit verifier that reads
+untrusted text or bytes is given valid inputs with a few changes that fit their structure (bits, characters, members, lines, whole fields out of other valid
 inputs), and random ones. What must hold of each input:
 
 - a refusal is one that the function's documentation names, by class and code, and nothing else is ever thrown;
@@ -46,7 +46,8 @@ inputs), and random ones. What must hold of each input:
 
 Passphrases are stretched by one HMAC in place of PBKDF2 while their header is fuzzed, or a million would take a day. Each input is
 made from the seed, the parser's name and its number alone; a failure prints the command that repeats it. The test command gives
-each parser some thousand inputs under a new seed (\`fuzz/test\`), and CI more.
+each parser some thousand inputs under a new seed (\`fuzz/test\`), and CI more. What was found so far is in
+[CHANGELOG.md](../CHANGELOG.md), under *Fixed*.
 
 ## The run
 
