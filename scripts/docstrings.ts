@@ -10,8 +10,8 @@ import { join, relative } from 'node:path';
 import ts from 'typescript';
 
 const ERRORS = new Set(['UsageError', 'RejectedError', 'UnavailableError']);
-// A number that bears one of these needs no words: its unit is in its name, or it is a count of what it names.
-const UNIT = /(?:Ms|Seconds|Minutes|Bytes|Pixels|PerMinute|PerMinutePerIp)$/;
+// A number that bears one of these needs no words: its unit is in its name, or it has none, as a port and an HTTP status.
+const UNIT = /^(?:ms|port|status)$|(?:Ms|Seconds|Minutes|Bytes|Pixels|PerMinute|PerMinutePerIp)$/;
 
 /** The entry points of all packages, as absolute paths. */
 export function entryPoints(root: string): string[] {

@@ -102,7 +102,9 @@ async function live(random: Generator, begun: boolean, call: (client: KeyGuardCl
         demand(retryAfterMs === undefined || (Number.isSafeInteger(retryAfterMs) && (retryAfterMs as number) >= 0 && (retryAfterMs as number) <= 86_400_000), 'a retry at no time');
         if (name !== 'RejectedError') throw error;
         const isTold = exchanges.some((exchange) => exchange.status >= 300 && exchange.status < 500 && jsonOf(exchange)['code'] === code);
-        demand(isTold && /^[a-z][a-z0-9_]{0,63}$/.test(String(code)), 'told as a refusal what is none');
+        // What the client says by itself of a key that the server has replaced, and that is of no use any more.
+        const isReplaced = code === 'signature_invalid' && exchanges.some((exchange) => names(exchange, exchange.signer) && jsonOf(exchange)['key_state'] === 'retired');
+        demand((isTold || isReplaced) && /^[a-z][a-z0-9_]{0,63}$/.test(String(code)), 'told as a refusal what is none');
         // Which codes there are is the server's to say.
         Object.defineProperty(error, 'code', { value: 'any' });
         throw error;
@@ -137,7 +139,7 @@ export const CLIENT: readonly Parser[] = [
       const { exchanges, outcome } = life;
       if (exchanges.length > 1) return outcome.accepted ? 'accepted' : 'refused';
       if (outcome.accepted) demandEqual(outcome.value.keyId, OLD, 'the key');
-      return agree(outcome.accepted, names(exchanges[0]!, OLD));
+      return agree(outcome.accepted, names(exchanges[0]!, OLD) && jsonOf(exchanges[0]!)['key_state'] !== 'retired');
     },
   },
   {

@@ -30,6 +30,7 @@ import {
 const N = BigInt('0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551');
 const SIGNATURE = 'x-keyguard-signature';
 
+/** The attacks N1 to N65 of the protocol through one door, in one carriage, over real sockets: nothing may pass but what was signed. */
 export function attacks<App>(door: Door<App>, carriage: Carriage): void {
   const { carriers, openWorkbench, signed } = wireThrough(door, carriage);
   const otherWire = wireThrough(door, carriage === 'headers' ? 'rfc9421' : 'headers');

@@ -11,6 +11,7 @@ import { auditSinkFaultCases } from './audit-sink-faults.ts';
 import { casesOf } from './cases.ts';
 import { faultsOf, type Faults, type Substrate } from './faults.ts';
 
+/** An audit sink to be judged, with what the suite needs beside it. */
 export interface AuditSinkSubject<Tx> {
   readonly sink: AuditSink<Tx>;
   /** The same chain as another process continues it. */
@@ -23,9 +24,11 @@ export interface AuditSinkSubject<Tx> {
   readonly faults?: Faults;
   /** Takes away what the sink is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 
+/** On what the sink stands. */
 export interface AuditSinkConformanceOptions {
   /** Default `external`. */
   readonly substrate?: Exclude<Substrate, 'bounded'>;

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect } from 'vitest';
 import { casesOf } from './cases.ts';
 import { ending, endingsOverHang, errorsOf, FAILING_SHARE, failureDraw, faultsOf, seeded, valuesOf, type Ending, type Faults } from './faults.ts';
 
+/** A feed of changes to be judged, with what the suite needs beside it. */
 export interface DeviceChangesSubject {
   readonly changes: DeviceChanges;
   /** The same, as another process asks. */
@@ -23,6 +24,7 @@ export interface DeviceChangesSubject {
   readonly faults?: Faults;
   /** Takes away what it is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 

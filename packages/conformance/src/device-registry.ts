@@ -20,15 +20,18 @@ export interface CodeWanted {
   readonly codeHash: string;
   readonly ownerId: string;
   readonly projectId: string;
+  /** How many devices may enroll with it. */
   readonly maxUses: number;
   readonly autoApprove: boolean;
   readonly expiresAtMs: number;
 }
 
+/** A registry to be judged, with what the suite needs beside it. */
 export interface DeviceRegistrySubject extends KeyRotationSubject {
   readonly registry: DeviceRegistry;
   /** The same devices as another process sees them. */
   readonly peer: DeviceRegistry;
+  /** Makes the code known to the registry, and to its peer. */
   addCode(code: CodeWanted): MaybePromise<void>;
   /** Makes a device revoked, by whatever way an administrator has. */
   revoke(deviceId: string): MaybePromise<void>;
@@ -38,9 +41,11 @@ export interface DeviceRegistrySubject extends KeyRotationSubject {
   readonly boundMs?: number;
   /** Takes away what the registry is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 
+/** On what the registry stands. */
 export interface DeviceRegistryConformanceOptions {
   /** Default `external`. */
   readonly substrate?: Exclude<Substrate, 'bounded'>;

@@ -15,6 +15,7 @@ interface Enrolling extends SignOptions {
   readonly signer?: SigningKey;
 }
 
+/** The attacks on enrollment through one door, in one carriage, over real sockets: no device may come of any of them. */
 export function enrollmentAttacks<App>(door: Door<App>, carriage: Carriage): void {
   const { openWorkbench, signed } = wireThrough(door, carriage);
   let bench: Workbench;

@@ -20,7 +20,7 @@ export type Substrate = 'external' | 'bounded' | 'memory';
  */
 export interface Faults {
   /**
-   * From now on this share of the calls of the substrate fails, half of them before they have acted and half of them afterwards, so
+   * From now on this share of the calls of the substrate (`share`, from 0 to 1) fails, half of them before they have acted and half of them afterwards, so
    * that nobody can tell. `random` answers from 0 up to 1 and is seeded.
    */
   fail(share: number, random: () => number): MaybePromise<void>;
@@ -35,6 +35,7 @@ export interface Faults {
 /** What a `bounded` substrate can suffer. */
 export type Fullness = Pick<Faults, 'fill' | 'calm'>;
 
+/** What a substrate says when it fails. */
 export interface FaultTexts {
   /** What the substrate throws when a connection breaks or a device fails. Called for each failure. */
   readonly failure: () => unknown;
@@ -42,10 +43,15 @@ export interface FaultTexts {
   readonly full: () => unknown;
 }
 
+/** Faults of a substrate that is reached by a function or two. */
 export interface InjectedFaults extends Faults {
+  /** At once: this `share` of calls, from 0 to 1, fails. */
   fail(share: number, random: () => number): void;
+  /** At once: no call comes back. */
   hang(random: () => number): void;
+  /** At once: there is no room. */
   fill(): void;
+  /** At once: as it was. */
   calm(): void;
   /** Makes one call of the substrate, under the faults of the moment. `needsRoom`: whether a full substrate refuses it. */
   through<T>(call: () => MaybePromise<T>, needsRoom?: boolean): Promise<T>;

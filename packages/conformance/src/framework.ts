@@ -23,6 +23,7 @@ const POLL_MS = 100;
 /** One byte more than a policy takes that says nothing else. */
 const TOO_LARGE_BYTES = 10 * 1024 * 1024 + 1;
 
+/** An example that a person would start from. */
 export interface FrameworkExample {
   /** Its folder. */
   readonly folder: URL;
@@ -35,6 +36,7 @@ interface Sent {
   readonly init: RequestInit;
 }
 
+/** Runs an example as its README says, and holds it to what every framework must keep. */
 export function frameworkConformance(name: string, { folder, scripts }: FrameworkExample): void {
   describe(`KeyGuard in ${name}`, () => {
     let served: ChildProcess;
@@ -184,6 +186,10 @@ export interface KnownDevice {
   signedOrder(path: string): Promise<RequestInit>;
 }
 
+/**
+ * A server that knows one device, and that device.
+ * @throws UsageError as a signer does
+ */
 export async function knownDevice(): Promise<KnownDevice> {
   const authority = 'api.example.com';
   const registry = memoryDeviceRegistry();

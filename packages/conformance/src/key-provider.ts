@@ -12,6 +12,7 @@ import { ending, endings, endingsOverHang, errorsOf, FAILING_SHARE, failureDraw,
 /** Opens one key, again and again: each answer is a provider of its own, as another process has one. */
 export type OpenKeyProvider = () => MaybePromise<KeyProvider>;
 
+/** A key provider to be judged, with what the suite needs beside it. */
 export interface KeyProviderSubject {
   /** A new key each time, which may be made only when it is opened. */
   readonly place: () => MaybePromise<OpenKeyProvider>;
@@ -30,6 +31,7 @@ const RACING = 100;
 const OPENED = 5;
 const CONTEXT: Bytes = utf8('conformance: the context');
 
+/** Runs the suite against one implementation. Call it at the top of a test file. */
 export function keyProviderConformance(title: string, subject: KeyProviderSubject): void {
   const { place, boundMs, isOutage = isUnavailable, substrate = 'external' } = subject;
   describe(`${title} keeps the contract of KeyProvider`, { timeout: 60_000 }, () => {

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect } from 'vitest';
 import { casesOf } from './cases.ts';
 import { endings, endingsOverHang, errorsOf, FAILING_SHARE, failureDraw, seeded, valuesOf, type Ending, type Faults } from './faults.ts';
 
+/** A store of wrapped keys to be judged, with what the suite needs beside it. */
 export interface KeyRecordsSubject {
   readonly records: KeyRecords;
   /** The same records as another process sees them. */
@@ -15,6 +16,7 @@ export interface KeyRecordsSubject {
   readonly faults: Faults;
   /** Takes away what the records are built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 

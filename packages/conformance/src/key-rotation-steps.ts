@@ -10,13 +10,17 @@ export interface RotationCodeWanted {
   readonly expiresAtMs: number;
 }
 
+/** A registry whose rotation is to be judged. */
 export interface KeyRotationSubject {
   readonly registry: DeviceRegistry;
   readonly peer: DeviceRegistry;
+  /** The clock of the registry, Unix milliseconds. */
   nowMs(): number;
   /** Gives a device a code, which may take the place of the one that it had. */
   addRotationCode(code: RotationCodeWanted): MaybePromise<void>;
+  /** Suspends a device, by whatever way an administrator has. */
   suspend(deviceId: string): MaybePromise<void>;
+  /** Revokes a device, by whatever way an administrator has. */
   revoke(deviceId: string): MaybePromise<void>;
   /**
    * Only for registries that answer from what they keep: resolves when the bound that they name has passed since the call. Left

@@ -14,6 +14,7 @@ import { expectToSign, NAMES, openAll, primitives, RACING, STORES, type OpenKeyS
 
 export type { OpenKeyStore } from './key-store-steps.ts';
 
+/** A key store to be judged, with what the suite needs beside it. */
 export interface KeyStoreSubject {
   /** A new, empty place for each test. */
   readonly place: () => MaybePromise<OpenKeyStore>;

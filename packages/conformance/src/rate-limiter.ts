@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect } from 'vitest';
 import { casesOf } from './cases.ts';
 import { endings, endingsOverHang, errorsOf, FAILING_SHARE, failureDraw, faultsOf, seeded, valuesOf, type Ending, type Faults, type Substrate } from './faults.ts';
 
+/** A limiter to be judged, with what the suite needs beside it. */
 export interface RateLimiterSubject {
   /** Lets {@link RATE_LIMIT} cost units through in a window. */
   readonly limiter: RateLimiter;
@@ -15,6 +16,7 @@ export interface RateLimiterSubject {
   readonly peer: RateLimiter;
   /** The clock of all, which stands still but for {@link advance}, or runs with the time of day besides. */
   nowMs(): number;
+  /** Lets so many milliseconds pass. */
   advance(ms: number): MaybePromise<void>;
   /** How long a window is. */
   readonly windowMs: number;
@@ -26,9 +28,11 @@ export interface RateLimiterSubject {
   readonly boundMs?: number;
   /** Takes away what the limiter is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 
+/** On what the limiter stands. */
 export interface RateLimiterConformanceOptions {
   /** Default `external`. */
   readonly substrate?: Exclude<Substrate, 'bounded'>;
@@ -39,6 +43,7 @@ export const RATE_LIMIT = 10;
 const RACING = 100;
 const ATTEMPTS = 5;
 
+/** `open` makes a subject that has counted nothing. */
 export function rateLimiterConformance(
   title: string,
   open: () => MaybePromise<RateLimiterSubject>,

@@ -9,6 +9,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 
 const START_MS = 10_000;
 
+/** A Redis of its own, on a free port of the loopback, to be mistreated. */
 export interface RedisServer {
   readonly port: number;
   readonly url: string;
@@ -22,6 +23,7 @@ export interface RedisServer {
   start(): Promise<void>;
   /** Sends one command by a connection of its own, and resolves with the first line of its answer or the bulk string in it. */
   ask(...command: string[]): Promise<string>;
+  /** Ends it for good, and removes its folder. */
   stop(): Promise<void>;
 }
 

@@ -9,6 +9,7 @@ import { casesOf } from './cases.ts';
 import { faultsOf, type Faults, type Fullness, type Substrate } from './faults.ts';
 import { replayStoreFaultCases } from './replay-store-faults.ts';
 
+/** A replay store to be judged, with what the suite needs beside it. */
 export interface ReplayStoreSubject {
   readonly store: ReplayStore;
   /** The same pairs as another process sees them; the same store where it is for one process only. */
@@ -17,6 +18,7 @@ export interface ReplayStoreSubject {
   readonly morePeers?: readonly ReplayStore[];
   /** The clock of all, which stands still but for {@link advance}, or runs with the time of day besides. */
   nowMs(): number;
+  /** Lets so many milliseconds pass. */
   advance(ms: number): void;
   /** Gives the store the occasion to forget all that it may. */
   forget(): MaybePromise<void>;
@@ -26,9 +28,11 @@ export interface ReplayStoreSubject {
   readonly boundMs?: number;
   /** Takes away what the store is built on. The last thing that is done to a subject. */
   break?(): MaybePromise<void>;
+  /** Gives everything back. */
   close?(): MaybePromise<void>;
 }
 
+/** On what the store stands. */
 export interface ReplayStoreConformanceOptions {
   /** Default `external`. */
   readonly substrate?: Substrate;

@@ -10,6 +10,7 @@ import { differences, readMarkdown, rowsOf, toMarkdown, writeMarkdown, type Outc
 export type { Property } from './cases.ts';
 export type { Cell, Row } from './table.ts';
 
+/** Which table the run is held to. */
 export interface ConformanceReporterOptions {
   /**
    * A Markdown file with the table. After a run of all tests it must be the table of that run: a cell that is claimed and did not run
@@ -22,6 +23,7 @@ export interface ConformanceReporterOptions {
   readonly write?: boolean;
 }
 
+/** A reporter for Vitest: prints which implementation keeps what, made of the cases that ran. */
 export default class ConformanceReporter {
   readonly #options: ConformanceReporterOptions;
   #vitest: Vitest | undefined;
@@ -30,10 +32,12 @@ export default class ConformanceReporter {
     this.#options = options;
   }
 
+  /** Called by Vitest before the run. */
   onInit(vitest: Vitest): void {
     this.#vitest = vitest;
   }
 
+  /** Called by Vitest after the run: prints the table, and fails the run where it is not the one that is claimed. */
   onTestRunEnd(testModules: readonly TestModule[], _errors: unknown, reason: TestRunEndReason): void {
     const rows = rowsOf(testModules.flatMap((module) => [...outcomesOf(module)]));
     if (rows.length > 0) this.#print(`\n${toMarkdown(rows)}\n`);

@@ -21,6 +21,7 @@ interface Rotating extends Omit<SignOptions, 'random'> {
   readonly proven?: Partial<RotationProofParts>;
 }
 
+/** The attacks on the rotation of device keys through one door, in one carriage, over real sockets: every device keeps its key. */
 export function rotationAttacks<App>(door: Door<App>, carriage: Carriage): void {
   const { openWorkbench, signed } = wireThrough(door, carriage);
   let bench: Workbench;

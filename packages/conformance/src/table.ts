@@ -4,6 +4,7 @@ import { PROPERTIES, type Evidence, type Property } from './cases.ts';
 /** Of all cases of one property of one implementation: whether each passed. */
 export type Cell = 'passed' | 'failed' | 'none';
 
+/** What one implementation of a seam keeps. */
 export interface Row {
   readonly seam: string;
   readonly implementation: string;

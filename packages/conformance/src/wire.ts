@@ -26,9 +26,12 @@ import {
 } from '@keyguard/server-verifier';
 import type { DeviceRoutesOptions } from '@keyguard/server-verifier/routes';
 
+/** Under which the benches are reached, as far as signatures know. */
 export const AUTHORITY = 'api.example.com';
+/** What the clocks of the benches say at first, Unix milliseconds. */
 export const NOW_MS = 1_800_000_000_000;
 
+/** Names and values in the order in which they are sent; a name may come twice. */
 export type Headers = [name: string, value: string][];
 
 /** A request as bytes to be; every part may be bent before it is sent. */
@@ -39,6 +42,7 @@ export interface WireRequest {
   body: Bytes;
 }
 
+/** An answer, read off the wire. */
 export interface WireAnswer {
   readonly status: number;
   readonly headers: ReadonlyMap<string, string>;
@@ -66,6 +70,7 @@ export interface Door<App> {
   parseFirst(app: App): void;
 }
 
+/** A server to be attacked, and what it saw. */
 export interface Workbench {
   readonly port: number;
   readonly registry: MemoryDeviceRegistry;
@@ -73,14 +78,19 @@ export interface Workbench {
   readonly passed: VerifiedRequest[];
   readonly rejections: RejectionEvent[];
   readonly time: { nowMs: number };
+  /** An enrollment code; good for one device unless it is said otherwise. */
   newCode(options?: { expiresAtMs?: number; maxUses?: number; autoApprove?: boolean }): string;
   /** A code with which the device of this key replaces it. */
   newRotationCode(key: Pick<SigningKey, 'keyId'>, options?: { expiresAtMs?: number }): string;
+  /** A key that no server knows. */
   newKey(): Promise<SigningKey>;
+  /** The key of an active device. */
   enrolledKey(): Promise<SigningKey>;
+  /** Ends the server. */
   close(): Promise<void>;
 }
 
+/** What the server does otherwise than by default. */
 export interface WorkbenchOptions<App> extends Partial<EnrollmentOptions & RotationOptions> {
   /** Runs before the door is mounted. */
   readonly before?: (app: App) => void;
@@ -154,6 +164,7 @@ async function openWorkbench<App>(door: Door<App>, { before, ...options }: Workb
   return bench;
 }
 
+/** What is signed, where it is not the default; `nowMs` is in Unix milliseconds. */
 export interface SignOptions {
   method?: string;
   target?: string;
@@ -166,7 +177,10 @@ export interface SignOptions {
   carriage?: Carriage;
 }
 
-/** A request that `key` signed, complete with its Host. */
+/**
+ * A request that `key` signed, complete with its Host.
+ * @throws UsageError as a signer does: what no verifier would accept is not signed
+ */
 export async function signed(key: SigningKey, options: SignOptions = {}): Promise<WireRequest> {
   const { method = 'POST', target = '/proxy/openai/v1/chat/completions?a=1&b=2', authority = AUTHORITY, nowMs = NOW_MS } = options;
   const text = options.body ?? '{"model":"m"}';
@@ -182,10 +196,13 @@ export async function signed(key: SigningKey, options: SignOptions = {}): Promis
 export interface Wire<App> {
   /** The names of the headers that carry a signature. */
   readonly carriers: readonly string[];
+  /** A server behind this door, with everything that it stands on. */
   openWorkbench(options?: WorkbenchOptions<App>): Promise<Workbench>;
+  /** A request in this carriage that `key` signed, complete with its Host. */
   signed(key: SigningKey, options?: SignOptions): Promise<WireRequest>;
 }
 
+/** The bench and the signer for one door, in one carriage. */
 export function wireThrough<App>(door: Door<App>, carriage: Carriage = 'headers'): Wire<App> {
   return {
     carriers: carriage === 'headers' ? CARRIAGE_HEADERS : RFC9421_FIELDS,
@@ -221,14 +238,17 @@ export function withHeader(request: WireRequest, name: string, value: string): W
   return { ...request, headers: request.headers.map(([other, old]) => [other, other === name ? value : old]) };
 }
 
+/** A copy without a header. */
 export function withoutHeader(request: WireRequest, name: string): WireRequest {
   return { ...request, headers: request.headers.filter(([other]) => other !== name) };
 }
 
+/** A copy with one header more, which may be there already. */
 export function addHeader(request: WireRequest, name: string, value: string): WireRequest {
   return { ...request, headers: [...request.headers, [name, value]] };
 }
 
+/** How the end of a body is told. */
 export interface Framing {
   readonly chunked?: boolean;
 }
@@ -250,6 +270,7 @@ export function toBytes(request: WireRequest, { chunked = false }: Framing = {})
 
 /** A connection on which a request is written piece by piece. */
 export interface Line {
+  /** Writes at once, without waiting for an answer. */
   write(bytes: Uint8Array | string): void;
   /** Leaves in the middle of what it was saying. */
   leave(): void;
@@ -257,6 +278,7 @@ export interface Line {
   readonly answer: Promise<WireAnswer>;
 }
 
+/** Opens a connection to a port of the loopback. */
 export function dial(port: number): Line {
   const socket = connect(port, '127.0.0.1');
   const answer = new Promise<WireAnswer>((resolve, reject) => {
@@ -290,6 +312,7 @@ function parseAnswer(text: string): WireAnswer {
   return { status: Number(statusLine.split(' ')[1] ?? 0), headers, body, code: /"code":"([a-z_]+)"/.exec(body)?.[1] ?? null };
 }
 
+/** Sends a request on a connection of its own. */
 export async function send(bench: Workbench, request: WireRequest, framing?: Framing): Promise<WireAnswer> {
   return exchange(bench.port, toBytes(request, framing));
 }
