@@ -76,7 +76,8 @@ describe('the service on Redis', () => {
     // Unless the start took so long that those seconds are over.
     expect(typeof device === 'string' ? device : 'server_unavailable').toBe('server_unavailable');
     while (typeof device === 'string' && performance.now() < untilMs) {
-      await pause(200);
+      // Slowly: tries to enroll are limited too.
+      await pause(500);
       device = await client.enroll({ code: made.json.code }).catch((error: Error & { code?: string }) => error.code);
     }
     expect(device).toMatchObject({ status: 'active' });
