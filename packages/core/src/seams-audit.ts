@@ -48,8 +48,9 @@ export interface AuditMacKey {
 /** An append-only log. `Tx` is the transaction handle of the store behind it. */
 export interface AuditSink<Tx = never> {
   /**
-   * Appends in order, without gaps, and MUST be durable when it resolves; otherwise it throws and nothing was appended. Answers
-   * with the records of `entries` only, also where a change of the MAC key was recorded before them.
+   * Appends in order, without gaps, and MUST be durable when it resolves; otherwise it throws, and nothing was appended,
+   * or all of it where the answer alone was lost. Answers with the records of `entries` only, also where a change of the MAC key was
+   * recorded before them.
    */
   append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]>;
   /** Appends inside the caller's transaction: the entries exist if and only if it commits. */
