@@ -52,11 +52,15 @@ export function sqliteReplayStore(database: DatabaseSync, { clock = systemClock,
     purgedAtMs = nowMs;
   }
 
+  /** Of a purge that failed: it would hold the file against all others, and what is claimed inside it would be lost with it. */
+  function rollBack(): void {
+    if (database.isTransaction) database.exec('ROLLBACK');
+  }
+
   return {
     claim(keyId, nonce, createdSeconds, expiresAtMs): boolean {
       try {
-        // Of a purge that failed: what is claimed inside it would be lost with it.
-        if (database.isTransaction) database.exec('ROLLBACK');
+        rollBack();
         const nowMs = clock.nowMs();
         purge(nowMs);
         if (insert.run(keyId, nonce, createdSeconds, expiresAtMs).changes === 1) return true;
@@ -65,6 +69,11 @@ export function sqliteReplayStore(database: DatabaseSync, { clock = systemClock,
         throw new UnavailableError('replay_store', 'An earlier file may have held what was used until now.', { retryAfterMs: readyAtMs - nowMs });
       } catch (cause) {
         if (cause instanceof UnavailableError) throw cause;
+        try {
+          rollBack();
+        } catch {
+          // The next claim tries again, and does nothing before.
+        }
         throw new UnavailableError('replay_store', 'SQLite did not do what was asked of it.', { cause });
       }
     },

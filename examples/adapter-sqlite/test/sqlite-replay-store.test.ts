@@ -89,6 +89,23 @@ test('remembers over a restart, and by a new file lets nothing pass that an earl
   for (const laterMs of [0, 1000, 359_000]) expect(claim(readySeconds * 1000 + laterMs, readySeconds)).toBe(false);
 });
 
+test('lets go of the file when it could not purge', () => {
+  const path = join(folder, 'purge.db');
+  const [database, other] = [new DatabaseSync(path), new DatabaseSync(path)];
+  let nowMs = NOW_MS;
+  const clock = { nowMs: () => nowMs };
+  const store = sqliteReplayStore(database, { clock });
+  nowMs += 61_000;
+  expect(store.claim('key', 'nonce', nowMs / 1000, nowMs + 360_000)).toBe(true);
+  other.exec("CREATE TRIGGER no_forgetting BEFORE DELETE ON nonces BEGIN SELECT RAISE(ABORT, 'no'); END");
+  nowMs += 361_000;
+  expect(() => store.claim('key', 'another', nowMs / 1000, nowMs + 360_000)).toThrow(expect.objectContaining({ name: 'UnavailableError' }));
+  other.exec('DROP TRIGGER no_forgetting');
+  expect(store.claim('key', 'another', nowMs / 1000, nowMs + 360_000)).toBe(true);
+  database.close();
+  other.close();
+});
+
 test('lets one of four processes pass for each of 200 nonces', async () => {
   const path = join(folder, 'processes.db');
   const database = new DatabaseSync(path);
