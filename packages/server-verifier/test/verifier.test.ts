@@ -3,6 +3,7 @@
  * not get away with is tested by the attack suites of the Express adapter.
  */
 import { randomBytes } from 'node:crypto';
+import { runInNewContext } from 'node:vm';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { utf8 } from '@keyguard/core/bytes';
@@ -246,6 +247,32 @@ describe('the device', () => {
     }
   });
 
+  it('that the registry gives for another key than was asked for is an outage, whoever signed', async () => {
+    const devices = openBench();
+    const [key, other] = [await devices.enrolledKey(), await devices.enrolledKey()];
+    const bench = openBench({ registry: { ...devices.registry, findByKeyId: () => devices.registry.findByKeyId(other.keyId) } });
+    // Signed by the key of the device that is given, under another id: each id would have nonces of its own.
+    const request = await incoming({ keyId: key.keyId, publicKey: other.publicKey, sign: (data) => other.sign(data) });
+    await expectRefused(bench, request, 'store_unavailable');
+    expect(bench.rejections[0]!.error).toMatchObject({ seam: 'device_registry' });
+    await bench.verifier.verify(await incoming(other));
+  });
+
+  it('is waited for also where the promise of it is of another maker', async () => {
+    const devices = openBench();
+    const key = await devices.enrolledKey();
+    // Of another realm: it has the verb, and not the class.
+    const later = runInNewContext('async (value) => value') as <T>(value: T) => T;
+    expect(later(true)).not.toBeInstanceOf(Promise);
+    const bench = openBench({
+      registry: { ...devices.registry, findByKeyId: (keyId) => later(devices.registry.findByKeyId(keyId)) },
+      replayStore: { claim: () => later(true) },
+      deviceLimiter: limiter(later(ALLOWED), later(ALLOWED)),
+      ipLimiter: limiter(later(ALLOWED), later(ALLOWED)),
+    });
+    expect((await bench.verifier.verify(await incoming(key))).keyId).toBe(key.keyId);
+  });
+
   it('that vanished after the claim is unknown, and its new state is the one that is handed on', async () => {
     const devices = openBench();
     const key = await devices.enrolledKey();
@@ -428,6 +455,13 @@ describe('what is told of refusals', () => {
       ['replay_detected', key.keyId, deviceId],
     ]);
     expect(bench.rejections.at(-1)).toMatchObject({ ip: '192.0.2.9', method: 'POST', path: '/path' });
+  });
+
+  it('keeps of a stranger’s method and path no more than the log should hold', async () => {
+    const bench = openBench();
+    const request = await incoming(await bench.enrolledKey());
+    await expectRefused(bench, { ...request, method: 'X'.repeat(60_000), target: `/${'a'.repeat(60_000)}?secret` }, 'malformed_request');
+    expect(bench.rejections[0]).toMatchObject({ method: 'X'.repeat(16), path: `/${'a'.repeat(1023)}` });
   });
 });
 
