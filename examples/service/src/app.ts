@@ -5,6 +5,7 @@ import express, { type Express, type RequestHandler, type Router } from 'express
 import helmet from 'helmet';
 import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
 import type { Enrollment, Rotation, Verifier } from '@keyguard/server-verifier';
+import type { Authenticate } from './auth/principal.ts';
 import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
 import { requestContext } from './http/request-context.ts';
@@ -20,9 +21,10 @@ export interface AppOptions {
   readonly rotation: Rotation;
   readonly proxy: LlmProxy;
   readonly auth: Router;
-  /** Lets nobody through who is not signed in. */
-  readonly authenticate: RequestHandler;
-  readonly controlPlane: readonly Router[];
+  /** Sets who is calling, or throws. */
+  readonly authenticate: Authenticate;
+  /** The operations of the control plane. */
+  readonly controlPlane: Router;
   readonly onSeen: (deviceId: string, ip: string | null) => void;
   readonly onFault: (error: unknown, requestId: string) => void;
 }
@@ -58,8 +60,12 @@ export function createApp(options: AppOptions): Express {
 
   // Used by people: a session is the credential.
   app.use(options.auth);
-  app.use('/api', options.authenticate);
-  for (const router of options.controlPlane) app.use(router);
+  app.use(options.controlPlane);
+  // Which routes there are is in the API's document; which are not is said to those alone who are signed in.
+  app.use('/api', async (request, _response, next) => {
+    await options.authenticate(request);
+    next();
+  });
 
   app.use(routeNotFound);
   app.use(errorProblems(options.onFault));

@@ -26,11 +26,11 @@ import {
   postgresReplayStore,
 } from '@keyguard/storage-node/postgres';
 import { providerKeys } from './api-keys/provider-keys.ts';
-import { apiKeyRoutes } from './api-keys/routes.ts';
+import { apiKeyOperations } from './api-keys/operations.ts';
 import { createApiKeys } from './api-keys/store.ts';
 import { createApp } from './app.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
-import { auditRoutes } from './audit/routes.ts';
+import { auditOperations } from './audit/operations.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authenticate } from './auth/principal.ts';
 import { authRoutes } from './auth/routes.ts';
@@ -40,11 +40,13 @@ import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database }
 import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
 import { openRedis } from './db/redis.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
-import { deviceRoutes } from './devices/routes.ts';
+import { deviceOperations } from './devices/operations.ts';
 import { sightings } from './devices/sightings.ts';
 import { watchDevices } from './devices/watching.ts';
 import { healthRoutes } from './http/health.ts';
 import { jsonReader } from './http/json-body.ts';
+import { openApiOperations } from './http/openapi.ts';
+import { operationRouter, type Operation } from './http/operations.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
 import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
@@ -249,6 +251,13 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
   let isStopping = false;
 
+  const authenticated = authenticate({ auth, sql, administrators, origins });
+  const operations: readonly Operation[] = [
+    ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+    ...apiKeyOperations(apiKeys),
+    ...auditOperations({ sql, deploymentId: keys.deploymentId }),
+  ];
+
   listener = createApp({
     trustedHops: config.trustedHops,
     allowedOrigins: config.allowedOrigins,
@@ -272,12 +281,14 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
       origins,
       setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE),
     }),
-    authenticate: authenticate({ auth, sql, administrators, origins }),
-    controlPlane: [
-      deviceRoutes({ sql, keys, audit, readJson, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
-      apiKeyRoutes({ apiKeys, readJson }),
-      auditRoutes({ sql, deploymentId: keys.deploymentId }),
-    ],
+    authenticate: authenticated,
+    controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
+      authenticate: authenticated,
+      readJson,
+      // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
+      onRefused: ({ operation, principal, problem, path }) =>
+        audit.record({ action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path }),
+    }),
     onSeen: (deviceId, ip) => seen.note(deviceId, ip),
     onFault,
   });

@@ -13,7 +13,7 @@ import type { AuditRecord } from '@keyguard/core/seams';
 import { postgresAuditSink, postgresKeyRecords } from '@keyguard/storage-node/postgres';
 import { auditOrigin } from '../src/audit/log.ts';
 import { openDeploymentKeys } from '../src/keys/hierarchy.ts';
-import { caller, embeddedBackend, freePort, postgresBackend, startService, type Backend, type Deployment, type Running } from './stage.ts';
+import { backends, caller, freePort, startService, type Backend, type Deployment, type Running } from './stage.ts';
 
 const ROUNDS = Number(process.env['KEYGUARD_KILL_ROUNDS'] ?? 3);
 const WORKERS = 6;
@@ -35,12 +35,8 @@ interface Found {
   codes: number;
 }
 
-const BACKENDS: readonly [string, () => Promise<Backend>][] = [
-  ['the embedded database', async () => embeddedBackend()],
-  ['PostgreSQL', () => postgresBackend()],
-];
 
-describe.each(BACKENDS)('killed on %s', (_title, open) => {
+describe.each(backends())('killed on %s', (_title, open) => {
   let backend: Backend;
   let deployment: Deployment;
   let service: Running | undefined;

@@ -17,9 +17,8 @@ import { auditOrigin } from '../src/audit/log.ts';
 import { openDeploymentKeys } from '../src/keys/hierarchy.ts';
 import {
   caller,
-  embeddedBackend,
+  backends,
   freePort,
-  postgresBackend,
   startService,
   startUpstream,
   type Backend,
@@ -37,14 +36,10 @@ const CANARY = 'sk-canary-4f1e9c77aa20b6d3e1';
 const SECOND_CANARY = 'sk-canary-second-77aa20b6d3e1c0';
 const ALLOWED_ORIGIN = 'https://app.example.com';
 
-const BACKENDS: readonly [string, () => Promise<Backend>][] = [
-  ['the embedded database', async () => embeddedBackend()],
-  ['PostgreSQL', () => postgresBackend()],
-];
 
 const base64Url = (value: object | string): string => Buffer.from(typeof value === 'string' ? value : JSON.stringify(value)).toString('base64url');
 
-describe.each(BACKENDS)('the service on %s', (_title, open) => {
+describe.each(backends())('the service on %s', (_title, open) => {
   let backend: Backend;
   let deployment: Deployment;
   let upstream: FakeUpstream;
@@ -621,7 +616,7 @@ describe.each(BACKENDS)('the service on %s', (_title, open) => {
       'enrollment_code.revoke success',
       'device.enroll success',
       'device.approve success',
-      'device.approve refused',
+      'device.approve refused forbidden',
       'device.suspend success',
       'device.resume success',
       'device.revoke success',

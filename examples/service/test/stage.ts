@@ -153,6 +153,16 @@ export function embeddedBackend(): Backend {
   };
 }
 
+/**
+ * The database on which a suite runs: the embedded one, or PostgreSQL where KEYGUARD_TEST_BACKEND says so. CI runs each suite that
+ * asks here on both.
+ */
+export function backends(): readonly [string, () => Promise<Backend>][] {
+  return process.env['KEYGUARD_TEST_BACKEND'] === 'postgres'
+    ? [['PostgreSQL', () => postgresBackend()]]
+    : [['the embedded database', async () => embeddedBackend()]];
+}
+
 export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

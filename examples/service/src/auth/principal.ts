@@ -2,17 +2,36 @@
  * Who is calling the control plane: a person with a live session, proven by the session's signed token, by a JWT of that session,
  * or by the browser's cookie. Any failure to tell is a 401; nobody is ever let through without a name.
  */
-import type { Request, RequestHandler } from 'express';
+import type { Request } from 'express';
 import type { Administrators, SqlClient } from '@keyguard/storage-node/postgres';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
+import type { Permission } from '../roles/permissions.ts';
 import { sessionOf, type Auth } from './better-auth.ts';
 
-export interface Principal {
+/** A person with a live session. */
+export interface Person {
+  readonly kind: 'person';
+  /** For whom the database acts. */
   readonly userId: string;
+  /** As the audit log names whoever acts. */
+  readonly actor: `user:${string}`;
   readonly sessionId: string;
   readonly isAdministrator: boolean;
 }
+
+/** A program with a token of its own: somebody else than whoever administers it, and never an administrator. */
+export interface ServiceAccount {
+  readonly kind: 'service_account';
+  /** For whom the database acts: the account's id, which is nobody else's. */
+  readonly userId: string;
+  readonly actor: `service_account:${string}`;
+  readonly isAdministrator: false;
+  /** Beyond these it may do nothing, whatever was granted to it. */
+  readonly scopes: ReadonlySet<Permission>;
+}
+
+export type Principal = Person | ServiceAccount;
 
 declare global {
   namespace Express {
@@ -31,20 +50,28 @@ export interface AuthenticateOptions {
   readonly origins: readonly string[];
 }
 
+interface Session {
+  readonly userId: string;
+  readonly sessionId: string;
+}
+
 const BEARER = /^Bearer ([\x21-\x7e]{1,4096})$/i;
 const JWT = /^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/;
 const SAFE_METHODS = new Set(['GET', 'HEAD']);
 
+/** Sets the principal of a request, or throws; once per request. */
+export type Authenticate = (request: Request) => Promise<void>;
+
 /** Lets through who is signed in, with `request.principal` set, and nobody else. */
-export function authenticate({ auth, sql, administrators, origins }: AuthenticateOptions): RequestHandler {
+export function authenticate({ auth, sql, administrators, origins }: AuthenticateOptions): Authenticate {
   const own = new Set(origins);
 
-  async function bySession(headers: Headers): Promise<Omit<Principal, 'isAdministrator'> | null> {
+  async function bySession(headers: Headers): Promise<Session | null> {
     const found = await sessionOf(auth, headers);
     return found === null ? null : { userId: found.user.id, sessionId: found.session.id };
   }
 
-  async function byJwt(token: string): Promise<Omit<Principal, 'isAdministrator'> | null> {
+  async function byJwt(token: string): Promise<Session | null> {
     const { payload } = await auth.api.verifyJWT({ body: { token } });
     const { sub, sid } = (payload ?? {}) as { sub?: unknown; sid?: unknown };
     if (typeof sub !== 'string' || sub === '' || typeof sid !== 'string' || sid === '') return null;
@@ -55,7 +82,7 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
     return rows.length === 1 ? { userId: sub, sessionId: sid } : null;
   }
 
-  async function find(request: Request): Promise<Omit<Principal, 'isAdministrator'> | null> {
+  async function find(request: Request): Promise<Session | null> {
     const { authorization, cookie, origin } = request.headers;
     // Whoever sends a token means the token: a cookie that is there as well is not looked at.
     if (authorization !== undefined) {
@@ -70,11 +97,12 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
     return bySession(new Headers({ cookie }));
   }
 
-  return async (request, _response, next) => {
+  return async (request) => {
+    if (request.principal !== undefined) return;
     const found = await find(request);
     if (found === null) throw new HttpProblem('not_authenticated', 'Sign in first: send a session token or a JWT as a bearer.');
-    request.principal = { ...found, isAdministrator: await administrators.has(found.userId) };
-    next();
+    const { userId, sessionId } = found;
+    request.principal = { kind: 'person', userId, sessionId, actor: `user:${userId}`, isAdministrator: await administrators.has(userId) };
   };
 }
 
@@ -82,10 +110,4 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
 export function principalOf(request: Request): Principal {
   if (request.principal === undefined) throw new HttpProblem('not_authenticated', 'Sign in first.');
   return request.principal;
-}
-
-export function demandAdministrator(request: Request): Principal {
-  const principal = principalOf(request);
-  if (!principal.isAdministrator) throw new HttpProblem('forbidden', 'Only an administrator may do this.');
-  return principal;
 }

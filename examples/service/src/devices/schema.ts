@@ -1,6 +1,6 @@
 import type { DeviceRecord, EnrollmentCode, RotationCode } from '@keyguard/storage-node/postgres';
 import * as z from 'zod';
-import { pageQuery, timeJson } from '../http/pagination.ts';
+import { pageQuery, time, timeJson } from '../http/pagination.ts';
 
 // Control characters, bidirectional overrides, and what else makes a label read as something it is not: as enrollment has it.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
@@ -29,11 +29,55 @@ export const devicePageQuery = pageQuery.extend({
   status: z.enum(['pending', 'active', 'suspended', 'revoked']).optional(),
 });
 
-/** Ids are UUIDs; what is none is the id of nothing. */
-export const id = z.uuid();
+export const enrollmentCode = z
+  .object({
+    id: z.uuid(),
+    label: z.string().nullable(),
+    project_id: z.string().nullable(),
+    auto_approve: z.boolean(),
+    max_uses: z.int(),
+    uses: z.int(),
+    created_by: z.string(),
+    created_at: time,
+    expires_at: time,
+    revoked_at: time.nullable(),
+  })
+  .meta({ id: 'EnrollmentCode' });
+
+export const rotationCode = z
+  .object({ id: z.uuid(), device_id: z.uuid(), created_by: z.string(), created_at: time, expires_at: time })
+  .meta({ id: 'RotationCode' });
+
+/** With the code itself, which is shown when it is made and never again. */
+export function withCode<Shape extends z.ZodRawShape>(schema: z.ZodObject<Shape>): z.ZodType {
+  return z.object({ ...schema.shape, code: z.string() });
+}
+
+const deviceSchema = z
+  .object({
+    id: z.uuid(),
+    key_id: z.string().nullable(),
+    label: z.string().nullable(),
+    status: z.enum(['pending', 'active', 'suspended', 'revoked']),
+    owner_id: z.string().nullable(),
+    project_id: z.string().nullable(),
+    requests_per_minute: z.int().nullable(),
+    ip_allowlist: z.array(z.string()).readonly().nullable(),
+    allowed_models: z.array(z.string()).readonly().nullable(),
+    created_at: time,
+    pending_until: time.nullable(),
+    approved_by: z.string().nullable(),
+    approved_at: time.nullable(),
+    changed_at: time,
+    last_seen_at: time.nullable(),
+    last_ip: z.string().nullable(),
+    intact: z.boolean().describe('Whether the row bears its MAC. False: somebody changed it in the database.'),
+  })
+  .meta({ id: 'Device' });
+export { deviceSchema as device };
 
 /** The code itself is shown once, by whoever made it. */
-export function codeJson(code: EnrollmentCode): object {
+export function codeJson(code: EnrollmentCode): z.infer<typeof enrollmentCode> {
   return {
     id: code.id,
     label: code.label,
@@ -49,7 +93,7 @@ export function codeJson(code: EnrollmentCode): object {
 }
 
 /** Likewise: the code itself is shown once. */
-export function rotationCodeJson(code: RotationCode): object {
+export function rotationCodeJson(code: RotationCode): z.infer<typeof rotationCode> {
   return {
     id: code.id,
     device_id: code.deviceId,
@@ -59,7 +103,7 @@ export function rotationCodeJson(code: RotationCode): object {
   };
 }
 
-export function deviceJson(device: DeviceRecord): object {
+export function deviceJson(device: DeviceRecord): z.infer<typeof deviceSchema> {
   return {
     id: device.deviceId,
     key_id: device.keyId,

@@ -27,6 +27,11 @@ const STATUSES = {
 
 export type ProblemCode = keyof typeof STATUSES;
 
+/** With which status a refusal of this code leaves. */
+export function problemStatus(code: ProblemCode): number {
+  return STATUSES[code][0];
+}
+
 /** Thrown by a handler, or by what it calls, to refuse. `detail` is for the caller: it MUST NOT hold anything secret. */
 export class HttpProblem extends Error {
   override readonly name = 'HttpProblem';

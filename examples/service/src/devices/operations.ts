@@ -1,0 +1,222 @@
+/**
+ * Devices, and the codes with which they enroll and replace their keys, as people administer them. What a caller sees is decided by
+ * the policies; every change and its audit entry are one transaction.
+ */
+import type { AuditEntry, Clock } from '@keyguard/core/seams';
+import { systemClock, webCryptoRandom } from '@keyguard/core/system';
+import { generateEnrollmentCode, hashEnrollmentCode } from '@keyguard/server-verifier/enrollment-code';
+import { generateRotationCode, hashRotationCode } from '@keyguard/server-verifier/rotation-code';
+import {
+  postgresDeviceDirectory,
+  postgresEnrollmentCodes,
+  postgresRotationCodes,
+  type DeviceMove,
+  type DeviceMoveOutcome,
+  type RotationCodeOutcome,
+  type SqlClient,
+} from '@keyguard/storage-node/postgres';
+import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
+import type { AuditLog } from '../audit/log.ts';
+import { asUser } from '../db/as-user.ts';
+import { operation, type Operation } from '../http/operations.ts';
+import { idParams, pageJson, pageOf, pageQuery, pageRequest } from '../http/pagination.ts';
+import { HttpProblem, notFound } from '../http/problems.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, enrollmentCode, rotationCode, rotationCodeJson, withCode } from './schema.ts';
+
+const TAG = 'Devices';
+
+export interface DeviceOperationsOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  readonly audit: AuditLog;
+  /** Told of every device that was changed, once that is durable and before it is acknowledged. */
+  readonly onChanged: (deviceId: string) => void;
+  /** Told, after that, of every device that may not call any more. */
+  readonly onShut: (deviceId: string) => void;
+  readonly clock?: Clock;
+}
+
+const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
+
+/** `/api/enrollment-codes` and `/api/devices`. */
+export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+  const { rowMacKey } = keys;
+  const directory = postgresDeviceDirectory(sql, { rowMacKey, clock });
+  const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
+
+  const createCode = operation(
+    {
+      id: 'createEnrollmentCode', action: 'enrollment_code.create', method: 'post', path: '/api/enrollment-codes', tag: TAG, access: 'devices:write',
+      summary: 'Make a code with which devices enroll',
+      body: createCodeBody,
+      answers: { 201: { description: 'The code, shown this once', json: withCode(enrollmentCode) } },
+    },
+    async ({ principal: { userId, actor, isAdministrator }, body }) => {
+      // A device that nobody has to approve is approved by whoever makes its code, and only administrators approve.
+      if (!isAdministrator && body.auto_approve === true) throw new HttpProblem('forbidden', 'Only an administrator makes codes for devices that need no approval.');
+      const code = generateEnrollmentCode(webCryptoRandom());
+      const created = await asUser(sql, userId, async (tx) => {
+        const made = await postgresEnrollmentCodes(tx, { rowMacKey, clock }).create({
+          codeHash: hashEnrollmentCode(code)!,
+          createdBy: userId,
+          forUserId: userId,
+          projectId: DEFAULT_PROJECT_ID,
+          label: body.label ?? null,
+          maxUses: body.max_uses,
+          autoApprove: body.auto_approve ?? isAdministrator,
+          expiresAtMs: clock.nowMs() + body.expires_in_s * 1000,
+        });
+        await audit.recordIn(tx, {
+          action: 'enrollment_code.create',
+          outcome: 'success',
+          actor,
+          resource: `enrollment_code:${made.id}`,
+          auto_approve: made.autoApprove,
+          max_uses: made.maxUses,
+        });
+        return made;
+      });
+      return { status: 201, json: { ...codeJson(created), code } };
+    },
+  );
+
+  const listCodes = operation(
+    {
+      id: 'listEnrollmentCodes', action: 'enrollment_code.list', method: 'get', path: '/api/enrollment-codes', tag: TAG, access: 'devices:read',
+      summary: 'List enrollment codes, newest first, without the codes themselves',
+      query: pageQuery,
+      answers: { 200: { description: 'A page', json: pageOf(enrollmentCode) } },
+    },
+    async ({ principal, query }) => ({ json: pageJson(await codes.list({ ...pageRequest(query), asUserId: principal.userId }), codeJson) }),
+  );
+
+  const revokeCode = operation(
+    {
+      id: 'revokeEnrollmentCode', action: 'enrollment_code.revoke', method: 'post', path: '/api/enrollment-codes/{id}/revoke', tag: TAG, access: 'devices:write',
+      summary: 'Make a code worthless',
+      params: idParams,
+      answers: { 204: { description: 'Done' } },
+      problems: ['not_found'],
+    },
+    async ({ principal: { userId, actor }, params: { id } }) => {
+      const isRevoked = await asUser(sql, userId, async (tx) => {
+        if (!(await postgresEnrollmentCodes(tx, { rowMacKey, clock }).revoke(id, { byUserId: userId }))) return false;
+        await audit.recordIn(tx, { action: 'enrollment_code.revoke', outcome: 'success', actor, resource: `enrollment_code:${id}` });
+        return true;
+      });
+      if (!isRevoked) throw notFound();
+      return {};
+    },
+  );
+
+  const list = operation(
+    {
+      id: 'listDevices', action: 'device.list', method: 'get', path: '/api/devices', tag: TAG, access: 'devices:read',
+      summary: 'List devices, newest first',
+      query: devicePageQuery,
+      answers: { 200: { description: 'A page', json: pageOf(device) } },
+    },
+    async ({ principal, query: { status, ...query } }) => ({
+      json: pageJson(await directory.list({ ...pageRequest(query), asUserId: principal.userId, ...(status !== undefined && { status }) }), deviceJson),
+    }),
+  );
+
+  const get = operation(
+    {
+      id: 'getDevice', action: 'device.read', method: 'get', path: '/api/devices/{id}', tag: TAG, access: 'devices:read',
+      summary: 'Show one device',
+      params: idParams,
+      answers: { 200: { description: 'The device', json: device } },
+      problems: ['not_found'],
+    },
+    async ({ principal, params: { id } }) => {
+      const found = await directory.get(id, { asUserId: principal.userId });
+      if (found === null) throw notFound();
+      return { json: deviceJson(found) };
+    },
+  );
+
+  const moves = MOVES.map((move) =>
+    operation(
+      {
+        id: `${move}Device`, action: `device.${move}`, method: 'post', path: `/api/devices/{id}/${move}`, tag: TAG, access: 'devices:write',
+        summary: SUMMARIES[move],
+        params: idParams,
+        answers: { 200: { description: 'The device as it is now', json: device } },
+        problems: ['not_found', 'illegal_transition', 'owner_required'],
+      },
+      async ({ principal: { userId, actor }, params: { id: deviceId } }) => {
+        const entry: AuditEntry = { action: `device.${move}`, outcome: 'success', actor, resource: `device:${deviceId}`, device_id: deviceId };
+        const result = await asUser(sql, userId, async (tx): Promise<DeviceMoveOutcome> => {
+          const outcome = await postgresDeviceDirectory(tx, { rowMacKey, clock }).transition(deviceId, move, { byUserId: userId });
+          if (outcome.outcome === 'changed') await audit.recordIn(tx, { ...entry, from: outcome.from, to: outcome.device.status });
+          return outcome;
+        });
+        if (result.outcome !== 'changed') throw refusalOf(result, move);
+        onChanged(deviceId);
+        if (move === 'suspend' || move === 'revoke') onShut(deviceId);
+        return { json: deviceJson(result.device) };
+      },
+    ),
+  );
+
+  const createRotationCode = operation(
+    {
+      id: 'createRotationCode', action: 'rotation_code.create', method: 'post', path: '/api/devices/{id}/rotation-codes', tag: TAG, access: 'devices:write',
+      summary: 'Make a code with which a device replaces its key',
+      params: idParams,
+      body: createRotationCodeBody,
+      answers: { 201: { description: 'The code, shown this once', json: withCode(rotationCode) } },
+      problems: ['not_found', 'illegal_transition'],
+    },
+    async ({ principal: { userId, actor }, params: { id: deviceId }, body }) => {
+      const code = generateRotationCode(webCryptoRandom());
+      const result = await asUser(sql, userId, async (tx): Promise<RotationCodeOutcome> => {
+        const outcome = await postgresRotationCodes(tx, { rowMacKey, clock }).create({
+          codeHash: hashRotationCode(code)!,
+          deviceId,
+          createdBy: userId,
+          expiresAtMs: clock.nowMs() + body.expires_in_s * 1000,
+        });
+        if (outcome.outcome === 'created') {
+          await audit.recordIn(tx, {
+            action: 'rotation_code.create',
+            outcome: 'success',
+            actor,
+            resource: `rotation_code:${outcome.code.id}`,
+            device_id: deviceId,
+          });
+        }
+        return outcome;
+      });
+      if (result.outcome === 'not_found') throw notFound();
+      if (result.outcome === 'illegal') throw new HttpProblem('illegal_transition', `A device that is ${result.status} cannot replace its key.`);
+      return { status: 201, json: { ...rotationCodeJson(result.code), code } };
+    },
+  );
+
+  return [createCode, listCodes, revokeCode, list, get, ...moves, createRotationCode];
+}
+
+const SUMMARIES: Readonly<Record<DeviceMove, string>> = {
+  approve: 'Let a device in that waits',
+  suspend: 'Shut a device out for now',
+  resume: 'Let a suspended device in again',
+  revoke: 'Shut a device out for ever',
+};
+
+function refusalOf(result: Exclude<DeviceMoveOutcome, { outcome: 'changed' }>, move: DeviceMove): HttpProblem {
+  switch (result.outcome) {
+    case 'not_found':
+      return notFound();
+    case 'forbidden':
+      return new HttpProblem('forbidden', `Only an administrator may ${move} this device.`);
+    case 'illegal':
+      return new HttpProblem('illegal_transition', `A device that is ${result.status} cannot be ${PAST[move]}.`);
+    case 'owner_required':
+      return new HttpProblem('owner_required', 'This device enrolled without a code and has no owner yet.');
+  }
+}
+
+const PAST: Readonly<Record<DeviceMove, string>> = { approve: 'approved', suspend: 'suspended', resume: 'resumed', revoke: 'revoked' };

@@ -1,0 +1,170 @@
+/**
+ * What the control plane can do, one value per operation: its schemas are what requests are checked by, and what the API's document
+ * is made of, so that neither can say what the other does not. A handler gets what has passed, and answers with a value.
+ */
+import type { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { Router, type Request, type RequestHandler, type Response } from 'express';
+import type { ZodObject, ZodType, infer as Infer } from 'zod';
+import * as z from 'zod';
+import { principalOf, type Principal } from '../auth/principal.ts';
+import type { Permission } from '../roles/permissions.ts';
+import { noBody, type JsonReader } from './json-body.ts';
+import { HttpProblem, notFound, type ProblemCode } from './problems.ts';
+
+/**
+ * Who may come as far as the handler. `public`: anyone. `person`: who is signed in. `administrator`: of those, who administers. A
+ * permission: every person, and service accounts that have it in their scopes; what a person may do with which row is for the
+ * handler and the policies.
+ */
+export type Access = 'public' | 'person' | 'administrator' | Permission;
+
+export type Method = 'get' | 'post' | 'put' | 'patch' | 'delete';
+
+/** What an operation answers. Whatever it is, no cache keeps it. */
+export interface Answer {
+  /** 200, or 204 where there is nothing to say. */
+  readonly status?: number;
+  readonly json?: object;
+  /** In place of `json`: bytes of another type, as they come. */
+  readonly stream?: { readonly type: string; readonly body: Readable };
+  readonly headers?: Readonly<Record<string, string>>;
+  /** Of the state that `json` shows: a text without quotes. */
+  readonly etag?: string;
+}
+
+/** What a handler gets. Everything in it but `request` and `response` has passed the schemas. */
+export interface Call<Params, Query, Body> {
+  readonly params: Params;
+  readonly query: Query;
+  readonly body: Body;
+  /** Who is calling. @throws HttpProblem `not_authenticated` in a public operation to which nobody signed in */
+  readonly principal: Principal;
+  /** The states named by If-Match; `null` where it was not sent, or allows any state. */
+  readonly ifMatch: readonly string[] | null;
+  readonly request: Request;
+  readonly response: Response;
+}
+
+/** A schema that takes nothing. */
+const nothing = z.strictObject({});
+type Nothing = typeof nothing;
+
+export interface OperationSpec<Params extends ZodObject, Query extends ZodObject, Body extends ZodType> {
+  /** As generated clients call it. Never changes. */
+  readonly id: string;
+  /** As the audit log names it, `noun.verb`: the handler's own entries, and the refusals that are written for it. */
+  readonly action: string;
+  readonly method: Method;
+  /** With parameters in braces: `/api/devices/{id}/approve`. */
+  readonly path: `/${string}`;
+  readonly tag: string;
+  /** One line. */
+  readonly summary: string;
+  readonly description?: string;
+  readonly access: Access;
+  /** A path whose parameters do not pass is the path of nothing: 404. */
+  readonly params?: Params;
+  readonly query?: Query;
+  /** Left out: the operation takes no body. */
+  readonly body?: Body;
+  /** By status: what it means, and the schema of its JSON. */
+  readonly answers: Readonly<Record<number, { readonly description: string; readonly json?: ZodType; readonly types?: readonly string[] }>>;
+  /** Refusals of its own, beside those that every operation may give. */
+  readonly problems?: readonly ProblemCode[];
+}
+
+/** An operation whose types have been forgotten. */
+export interface Operation extends OperationSpec<ZodObject, ZodObject, ZodType> {
+  readonly handle: (call: Call<never, never, never>) => Promise<Answer>;
+}
+
+/** Ties a handler to what it promises. */
+export function operation<Params extends ZodObject = Nothing, Query extends ZodObject = Nothing, Body extends ZodType = Nothing>(
+  spec: OperationSpec<Params, Query, Body>,
+  handle: (call: Call<Infer<Params>, Infer<Query>, Infer<Body>>) => Promise<Answer>,
+): Operation {
+  return { ...spec, handle } as unknown as Operation;
+}
+
+export interface OperationRouterOptions {
+  /** Sets the principal of a request, or throws. */
+  readonly authenticate: (request: Request) => Promise<void>;
+  readonly readJson: JsonReader;
+  /** Told of every refusal to somebody who is known, before it leaves. Whatever it throws is answered in its place. */
+  readonly onRefused?: (refusal: { readonly operation: Operation; readonly principal: Principal; readonly problem: HttpProblem; readonly path: string }) => Promise<void>;
+}
+
+/** The routes of `operations`. */
+export function operationRouter(operations: readonly Operation[], options: OperationRouterOptions): Router {
+  const router = Router({ caseSensitive: true, strict: true });
+  for (const one of operations) {
+    const path = one.path.replaceAll(/\{([a-z_]+)\}/g, ':$1');
+    const handlers: RequestHandler[] = [answering(one, options)];
+    // Before anything else: a body that nobody will read is refused unread.
+    if (one.body === undefined && one.method !== 'get') handlers.unshift(noBody);
+    router[one.method](path, ...handlers);
+  }
+  return router;
+}
+
+function answering(one: Operation, { authenticate, readJson, onRefused }: OperationRouterOptions): RequestHandler {
+  const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
+  return async (request, response) => {
+    try {
+      if (one.access !== 'public') {
+        await authenticate(request);
+        demandAccess(principalOf(request), one.access);
+      }
+      const params = paramsSchema.safeParse(request.params);
+      if (!params.success) throw notFound();
+      const query = querySchema.parse(request.query);
+      const body = one.body === undefined ? undefined : one.body.parse(await readJson(request));
+      const call = {
+        params: params.data,
+        query,
+        body,
+        get principal() {
+          return principalOf(request);
+        },
+        ifMatch: readIfMatch(request.headers['if-match']),
+        request,
+        response,
+      };
+      await send(response, await one.handle(call as unknown as Call<never, never, never>));
+    } catch (error) {
+      const { principal } = request;
+      if (error instanceof HttpProblem && principal !== undefined) await onRefused?.({ operation: one, principal, problem: error, path: request.path });
+      throw error;
+    }
+  };
+}
+
+/** @throws HttpProblem `forbidden` */
+export function demandAccess(principal: Principal, access: Exclude<Access, 'public'>): void {
+  if (access === 'person' || access === 'administrator') {
+    if (principal.kind !== 'person') throw new HttpProblem('forbidden', 'Only a person may do this, not a service account.');
+    if (access === 'administrator' && !principal.isAdministrator) throw new HttpProblem('forbidden', 'Only an administrator may do this.');
+  } else if (principal.kind === 'service_account' && !principal.scopes.has(access)) {
+    throw new HttpProblem('forbidden', `This service account has no scope ${access}.`);
+  }
+}
+
+const ETAGS = /^"[\x21\x23-\x7e]{1,128}"(?:[\t ]*,[\t ]*"[\x21\x23-\x7e]{1,128}")*$/;
+
+function readIfMatch(header: string | undefined): readonly string[] | null {
+  if (header === undefined || header.trim() === '*') return null;
+  // A weak one never matches (RFC 9110, section 13.1.1).
+  if (!ETAGS.test(header.trim())) return [];
+  return header.split(',').map((tag) => tag.trim().slice(1, -1));
+}
+
+async function send(response: Response, { status, json, stream, headers = {}, etag }: Answer): Promise<void> {
+  response.status(status ?? (json === undefined && stream === undefined ? 204 : 200)).set('cache-control', 'no-store').set(headers);
+  if (etag !== undefined) response.set('etag', `"${etag}"`);
+  if (stream !== undefined) {
+    response.set('content-type', stream.type);
+    await pipeline(stream.body, response);
+  } else if (json === undefined) response.end();
+  else response.json(json);
+}
