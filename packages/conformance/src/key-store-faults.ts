@@ -17,6 +17,7 @@ export interface KeyStoreFaultSubject {
 
 const ROUNDS = 4;
 const CALLERS = 20;
+const LONE_ROUNDS = 80;
 const MAX_ATTEMPTS = 500;
 
 /** Every other round fails less: where a verb is dozens of calls of the substrate, it would hardly ever come to its last ones. */
@@ -105,6 +106,32 @@ export function keyStoreFaultCases(it: Cases, subject: KeyStoreFaultSubject): vo
       expectRefusals(ends);
       keyId = await settledKey(stores, keyId, pendingId, ends);
       await expectKey(open, stores, 'a', keyId);
+    }
+    expect(draw.hits()).toBeGreaterThan(ROUNDS);
+  });
+
+  it.failing('tells a lone caller what it did: a yes has settled the pending key, a no has settled nothing', async () => {
+    const faults = faultsOf(subject);
+    const open = await place();
+    const store = await open();
+    let { keyId } = await store.getOrCreate('a');
+    const draw = failureDraw(70);
+    for (let round = 0; round < LONE_ROUNDS; round += 1) {
+      const pendingId = (await store.getOrCreatePending('a')).keyId;
+      const isPromotion = round % 2 === 0;
+      await faults.fail(shareOf(round >> 1), draw.random);
+      const ends = await endings([() => (isPromotion ? store.promote('a', pendingId) : store.discard('a', pendingId))]);
+      await faults.calm();
+      expectRefusals(ends);
+      const [current, pending] = [(await store.get('a'))?.keyId, (await store.getPending('a'))?.keyId];
+      const settled = isPromotion ? [pendingId, undefined] : [keyId, undefined];
+      const told = valuesOf(ends)[0];
+      // Nobody else could have settled it: whoever is told no after it was done would never look for the key that it has.
+      if (told === true) expect([current, pending]).toEqual(settled);
+      else if (told === false) expect([current, pending]).toEqual([keyId, pendingId]);
+      else expect([[keyId, pendingId], settled]).toContainEqual([current, pending]);
+      keyId = current!;
+      if (pending !== undefined) expect(await store.discard('a', pending)).toBe(true);
     }
     expect(draw.hits()).toBeGreaterThan(ROUNDS);
   });

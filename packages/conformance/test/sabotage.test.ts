@@ -29,6 +29,7 @@ const FOUND: Readonly<Record<string, readonly Property[]>> = {
   'keys: sound': [],
   'keys: makes another key when it fails': ['failing'],
   'keys: takes a failure for no key': ['failing'],
+  'keys: promotes what it was told before': ['failing'],
 };
 
 /** A run of its own, which fails: what it prints. */
