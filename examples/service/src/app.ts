@@ -20,7 +20,6 @@ export interface AppOptions {
   readonly enrollment: Enrollment;
   readonly rotation: Rotation;
   readonly proxy: LlmProxy;
-  readonly auth: Router;
   /** Sets who is calling, or throws. */
   readonly authenticate: Authenticate;
   /** The operations of the control plane. */
@@ -58,8 +57,7 @@ export function createApp(options: AppOptions): Express {
   };
   app.use(['/proxy', '/v1'], keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
 
-  // Used by people: a session is the credential.
-  app.use(options.auth);
+  // Used by people and their programs: a session or a token is the credential.
   app.use(options.controlPlane);
   // Which routes there are is in the API's document; which are not is said to those alone who are signed in.
   app.use('/api', async (request, _response, next) => {

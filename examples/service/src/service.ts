@@ -32,8 +32,9 @@ import { createApp } from './app.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
 import { auditOperations } from './audit/operations.ts';
 import { createAuth } from './auth/better-auth.ts';
+import { authDoor } from './auth/door.ts';
+import { authOperations } from './auth/operations.ts';
 import { authenticate } from './auth/principal.ts';
-import { authRoutes } from './auth/routes.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
@@ -253,6 +254,7 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
 
   const authenticated = authenticate({ auth, sql, administrators, origins });
   const operations: readonly Operation[] = [
+    ...authOperations({ auth, door: authDoor(auth, origins[0]), setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE) }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, deploymentId: keys.deploymentId }),
@@ -272,19 +274,11 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     enrollment,
     rotation,
     proxy,
-    auth: authRoutes({
-      auth,
-      setup,
-      audit,
-      keys,
-      readJson,
-      origins,
-      setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE),
-    }),
     authenticate: authenticated,
     controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
       authenticate: authenticated,
       readJson,
+      origins,
       // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
       onRefused: ({ operation, principal, problem, path }) =>
         audit.record({ action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path }),

@@ -96,9 +96,19 @@ describe('the terminal command', () => {
     expect(newest).toMatchObject({ label: 'A phone', uses: 1 });
     expect((await cli(['codes', 'revoke', newest.id])).code).toBe(0);
     expect((await cli(['codes', 'list'])).output).toContain('1 of 1');
-    const actions = (await json('audit', '--limit', '6')).map(({ action }: { action: string }) => action);
-    expect(actions).toEqual(['enrollment_code.revoke', 'device.revoke', 'device.resume', 'device.suspend', 'device.approve', 'device.enroll']);
-    expect((await cli(['audit', '--limit', '3'])).output).toMatch(/device\.revoke +success +user:/);
+    const actions = (await json('audit', '--limit', '9')).map(({ action, outcome }: { action: string; outcome: string }) => `${action} ${outcome}`);
+    expect(actions).toEqual([
+      'enrollment_code.revoke success',
+      'device.read refused',
+      'device.resume refused',
+      'rotation_code.create refused',
+      'device.revoke success',
+      'device.resume success',
+      'device.suspend success',
+      'device.approve success',
+      'device.enroll success',
+    ]);
+    expect((await cli(['audit', '--limit', '6'])).output).toMatch(/device\.revoke +success +user:/);
   });
 
   it('makes a code with which a device replaces its key', async () => {

@@ -1,4 +1,5 @@
 import * as z from 'zod';
+import { time } from '../http/pagination.ts';
 import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';
 
 export const email = z.email().max(254).transform((text) => text.toLowerCase());
@@ -23,4 +24,20 @@ export const signInBody = z.strictObject({
 export const changePasswordBody = z.strictObject({
   current_password: z.string().max(1024),
   new_password: newPassword,
+});
+
+const user = z.object({ id: z.string(), email: z.string(), name: z.string() }).meta({ id: 'User' });
+
+export const administrator = z.object({ user_id: z.string(), email: z.string() });
+
+export const signedIn = z.object({ user });
+
+export const session = z.object({ user, session: z.object({ id: z.string(), expires_at: time }) });
+
+export const done = z.looseObject({});
+
+export const token = z.object({ token: z.string().describe('To be sent as a bearer.') });
+
+export const jwks = z.object({
+  keys: z.array(z.looseObject({ kty: z.string(), kid: z.string(), alg: z.string() })),
 });

@@ -21,9 +21,9 @@ const SIGNED_IN: readonly ProblemCode[] = ['not_authenticated', 'forbidden'];
 
 function responsesOf({ access, answers, problems = [] }: Operation): ZodOpenApiResponsesObject {
   const responses: Record<string, ZodOpenApiResponsesObject[`${1 | 2 | 3 | 4 | 5}${string}`]> = {};
-  for (const [status, { description, json, types }] of Object.entries(answers)) {
+  for (const [status, { description, json, types, headers }] of Object.entries(answers)) {
     const content = json === undefined ? Object.fromEntries((types ?? []).map((type) => [type, {}])) : { 'application/json': { schema: json } };
-    responses[status] = { description, ...(Object.keys(content).length > 0 && { content }) };
+    responses[status] = { description, ...(headers !== undefined && { headers }), ...(Object.keys(content).length > 0 && { content }) };
   }
   const refusals = new Map<number, ProblemCode[]>();
   for (const code of [...EVERYWHERE, ...(access === 'public' ? [] : SIGNED_IN), ...problems]) {

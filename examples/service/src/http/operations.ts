@@ -63,13 +63,15 @@ export interface OperationSpec<Params extends ZodObject, Query extends ZodObject
   readonly summary: string;
   readonly description?: string;
   readonly access: Access;
+  /** Its answer sets a cookie, so that a page of somebody else's MUST NOT reach it, with whatever credential. */
+  readonly setsCookies?: true;
   /** A path whose parameters do not pass is the path of nothing: 404. */
   readonly params?: Params;
   readonly query?: Query;
   /** Left out: the operation takes no body. */
   readonly body?: Body;
   /** By status: what it means, and the schema of its JSON. */
-  readonly answers: Readonly<Record<number, { readonly description: string; readonly json?: ZodType; readonly types?: readonly string[] }>>;
+  readonly answers: Readonly<Record<number, { readonly description: string; readonly json?: ZodType; readonly types?: readonly string[]; readonly headers?: ZodObject }>>;
   /** Refusals of its own, beside those that every operation may give. */
   readonly problems?: readonly ProblemCode[];
 }
@@ -91,6 +93,8 @@ export interface OperationRouterOptions {
   /** Sets the principal of a request, or throws. */
   readonly authenticate: (request: Request) => Promise<void>;
   readonly readJson: JsonReader;
+  /** Whose pages may call what needs no credential, and what sets cookies. */
+  readonly origins: readonly string[];
   /** Told of every refusal to somebody who is known, before it leaves. Whatever it throws is answered in its place. */
   readonly onRefused?: (refusal: { readonly operation: Operation; readonly principal: Principal; readonly problem: HttpProblem; readonly path: string }) => Promise<void>;
 }
@@ -108,10 +112,11 @@ export function operationRouter(operations: readonly Operation[], options: Opera
   return router;
 }
 
-function answering(one: Operation, { authenticate, readJson, onRefused }: OperationRouterOptions): RequestHandler {
+function answering(one: Operation, { authenticate, readJson, origins, onRefused }: OperationRouterOptions): RequestHandler {
   const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
   return async (request, response) => {
     try {
+      if (one.method !== 'get' && (one.access === 'public' || one.setsCookies === true)) demandOwnPage(request, origins);
       if (one.access !== 'public') {
         await authenticate(request);
         demandAccess(principalOf(request), one.access);
@@ -138,6 +143,21 @@ function answering(one: Operation, { authenticate, readJson, onRefused }: Operat
       throw error;
     }
   };
+}
+
+// What a browser says of a page of ours, and of a person who typed the address.
+const OWN_SITES: ReadonlySet<string> = new Set(['same-origin', 'none']);
+
+/**
+ * A page of somebody else's must neither use a cookie of ours nor plant one. Programs send none of these headers, and no cookie.
+ * @throws HttpProblem `origin_not_allowed`
+ */
+function demandOwnPage({ headers }: Request, origins: readonly string[]): void {
+  const { origin, cookie, 'sec-fetch-site': site } = headers;
+  const isOwn = origin === undefined ? cookie === undefined : origins.includes(origin);
+  if (!isOwn || (typeof site === 'string' && !OWN_SITES.has(site))) {
+    throw new HttpProblem('origin_not_allowed', 'This must come from a page of this service, or from a program without cookies.');
+  }
 }
 
 /** @throws HttpProblem `forbidden` */

@@ -12,7 +12,9 @@ import { requestIdOf } from './request-context.ts';
 const STATUSES = {
   malformed_request: [400, 'Malformed request'],
   invalid_request: [400, 'Invalid request'],
+  invalid_password: [400, 'Wrong password'],
   not_authenticated: [401, 'Not signed in'],
+  invalid_email_or_password: [401, 'Wrong e-mail or password'],
   forbidden: [403, 'Not allowed'],
   origin_not_allowed: [403, 'Origin not allowed'],
   setup_code_invalid: [403, 'Setup code invalid'],

@@ -1,0 +1,190 @@
+/**
+ * How people come in: setting up, signing in and out, the session, its JWT, and the keys by which others check that JWT. What
+ * better-auth could do beside these does not exist here.
+ */
+import * as z from 'zod';
+import type { AuditEntry, RateLimiter } from '@keyguard/core/seams';
+import { ipBucket } from '@keyguard/server-verifier/ip';
+import type { AuditLog } from '../audit/log.ts';
+import { operation, type Operation } from '../http/operations.ts';
+import { HttpProblem } from '../http/problems.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { Auth } from './better-auth.ts';
+import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
+import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInBody, token } from './schema.ts';
+import type { Setup } from './setup.ts';
+
+const TAG = 'Sign-in';
+const MAX_SIGNING_IN = 8;
+
+export interface AuthOperationsOptions {
+  readonly auth: Auth;
+  readonly door: AuthDoor;
+  readonly setup: Setup;
+  readonly audit: AuditLog;
+  readonly keys: DeploymentKeys;
+  /** Tries of setup codes, by address. */
+  readonly setupLimiter: RateLimiter;
+}
+
+/** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
+export function authOperations({ auth, door, setup, audit, keys, setupLimiter }: AuthOperationsOptions): readonly Operation[] {
+  let signingIn = 0;
+
+  return [
+    operation(
+      {
+        id: 'setUp', action: 'setup.administrator_created', method: 'post', path: '/api/setup', tag: TAG, access: 'public',
+        summary: 'Make the first administrator, with the code that the service prints at its start',
+        body: setupBody,
+        answers: { 201: { description: 'The administrator, who can sign in now', json: administrator } },
+        problems: ['setup_code_invalid', 'setup_complete'],
+      },
+      async ({ body: { code, ...person }, request }) => {
+        const tries = await setupLimiter.consume(ipBucket(request.ip ?? null), 1);
+        if (!tries.allowed) throw tooManyRequests((tries.resetAtMs - Date.now()) / 1000);
+        const { userId } = await setup.redeem(code, person);
+        return { status: 201, json: { user_id: userId, email: person.email } };
+      },
+    ),
+
+    operation(
+      {
+        id: 'signIn', action: 'auth.sign_in', method: 'post', path: '/api/auth/sign-in/email', tag: TAG, access: 'public',
+        summary: 'Sign in with e-mail and password',
+        description: 'Answers with a cookie for browsers, and with the bearer token of the session in the header `set-auth-token` for programs.',
+        body: signInBody,
+        answers: {
+          200: {
+            description: 'Signed in',
+            json: signedIn,
+            headers: z.object({ 'set-auth-token': z.string().describe('The token of the session, to be sent as a bearer. It lives for a day, and longer while it is used.') }),
+          },
+        },
+        problems: ['invalid_email_or_password'],
+      },
+      async ({ body, request, response }) => {
+        // Each sign-in is several transactions and a key derivation: a burst of them must not stand before everything else.
+        if (signingIn >= MAX_SIGNING_IN) throw tooManyRequests(1);
+        signingIn += 1;
+        let answer: AuthAnswer;
+        try {
+          answer = await door.ask(request, '/sign-in/email', body);
+        } finally {
+          signingIn -= 1;
+        }
+        const entry = signInEntry(answer, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
+        if (entry !== null) await audit.record(entry);
+        // The token in its body is the stored one, which opens nothing; the bearer is in the header.
+        return passedOn(response, answer, (said) => ({ user: userJson(said) }));
+      },
+    ),
+
+    operation(
+      {
+        id: 'signOut', action: 'auth.sign_out', method: 'post', path: '/api/auth/sign-out', tag: TAG, access: 'public',
+        summary: 'End this session, and with it its JWTs',
+        description: 'Also without a session: a browser forgets its cookie all the same.',
+        answers: { 200: { description: 'Signed out', json: done } },
+      },
+      async ({ request, response }) => {
+        const ended = await door.session(request);
+        const answer = await door.ask(request, '/sign-out');
+        if (answer.ok && ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'success', actor: `user:${ended.user.id}` });
+        return passedOn(response, answer, () => ({ success: true }));
+      },
+    ),
+
+    operation(
+      {
+        id: 'changePassword', action: 'auth.change_password', method: 'post', path: '/api/auth/change-password', tag: TAG, access: 'person',
+        summary: 'Change the password, and end all other sessions',
+        setsCookies: true,
+        body: changePasswordBody,
+        answers: {
+          200: {
+            description: 'Changed',
+            json: signedIn,
+            headers: z.object({ 'set-auth-token': z.string().describe('The token of a new session, which takes the place of the one that asked.').optional() }),
+          },
+        },
+        problems: ['invalid_password'],
+      },
+      async ({ body, request, response }) => {
+        // Whoever knew the old password may be signed in somewhere.
+        const answer = await door.ask(request, '/change-password', {
+          currentPassword: body.current_password,
+          newPassword: body.new_password,
+          revokeOtherSessions: true,
+        });
+        const user = userJson(answer.json);
+        if (answer.ok) await audit.record({ action: 'auth.change_password', outcome: 'success', actor: `user:${user?.id}` });
+        return passedOn(response, answer, () => ({ user }));
+      },
+    ),
+
+    operation(
+      {
+        id: 'revokeOtherSessions', action: 'auth.revoke_other_sessions', method: 'post', path: '/api/auth/revoke-other-sessions', tag: TAG, access: 'person',
+        summary: 'End all sessions but this one',
+        setsCookies: true,
+        answers: { 200: { description: 'Ended', json: done } },
+      },
+      async ({ request, response }) => passedOn(response, await door.ask(request, '/revoke-other-sessions'), () => ({ status: true })),
+    ),
+
+    operation(
+      {
+        id: 'getSession', action: 'auth.session_read', method: 'get', path: '/api/auth/get-session', tag: TAG, access: 'public',
+        summary: 'Show who is signed in',
+        answers: { 200: { description: 'The session', json: session } },
+        problems: ['not_authenticated'],
+      },
+      async ({ request, response }) => {
+        const answer = await door.ask(request, '/get-session');
+        return passedOn(response, answer, (said) => {
+          const found = said['session'] as { id: string; expiresAt: string } | undefined;
+          return found === undefined ? notSignedIn() : { user: userJson(said), session: { id: found.id, expires_at: found.expiresAt } };
+        });
+      },
+    ),
+
+    operation(
+      {
+        id: 'getToken', action: 'auth.token', method: 'get', path: '/api/auth/token', tag: TAG, access: 'public',
+        summary: 'A JWT of this session for a quarter of an hour',
+        description: 'Asked for with the token or the cookie of the session itself: a JWT cannot prolong itself. It dies with the session.',
+        answers: { 200: { description: 'The JWT', json: token } },
+        problems: ['not_authenticated'],
+      },
+      async ({ request, response }) => passedOn(response, await door.ask(request, '/token'), (said) => ({ token: said['token'] })),
+    ),
+
+    operation(
+      {
+        id: 'getJwks', action: 'auth.jwks', method: 'get', path: '/.well-known/jwks.json', tag: TAG, access: 'public',
+        summary: 'The public keys by which a JWT of this service is checked',
+        answers: { 200: { description: 'RFC 7517', json: jwks } },
+      },
+      async () => ({ json: await auth.api.getJwks(), headers: { 'cache-control': 'public, max-age=300' } }),
+    ),
+  ];
+}
+
+function notSignedIn(): never {
+  throw new HttpProblem('not_authenticated', 'Sign in first.');
+}
+
+function userJson(json: Readonly<Record<string, unknown>>): { readonly id: string; readonly email: string; readonly name: string } | null {
+  const user = json['user'] as { id: string; email: string; name: string } | null | undefined;
+  return user === null || user === undefined ? null : { id: user.id, email: user.email, name: user.name };
+}
+
+/** `null` for what is not written down: the flood of one address. */
+function signInEntry(answer: AuthAnswer, account: string): AuditEntry | null {
+  if (answer.status === 429 || answer.status >= 500) return null;
+  const user = userJson(answer.json);
+  return answer.ok && user !== null
+    ? { action: 'auth.sign_in', outcome: 'success', actor: `user:${user.id}`, account }
+    : { action: 'auth.sign_in', outcome: 'refused', actor: 'unknown', account };
+}
