@@ -8,6 +8,7 @@ import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
 import type { RateLimiter } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
 import {
   cachedDeviceRegistry,
   createEnrollment,
@@ -54,6 +55,7 @@ import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { openaiUpstream } from './llm/openai.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
+import { prepareSystemRoles } from './roles/system-roles.ts';
 
 const MEBIBYTE = 1024 * 1024;
 const DRAIN_MS = 28_000;
@@ -181,6 +183,9 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
   const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
   const audit = auditLog(sql, keys);
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
+  const systemRoles = await prepareSystemRoles({ sql, rowMacKey: keys.rowMacKey, clock: systemClock });
+  if (systemRoles.tampered.length > 0) log.error({ roles: systemRoles.tampered }, 'system roles had been changed in the database, and were written anew');
+  if (systemRoles.taken.length > 0) log.warn({ roles: systemRoles.taken }, 'roles of people have the names of system roles, which are therefore missing');
 
   // Where people and devices reach us. The signed authority is one of these, never what a header says it is.
   const loopback = [`http://localhost:${port}`, `http://127.0.0.1:${port}`].map((url) => new URL(url).origin);

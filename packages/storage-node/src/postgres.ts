@@ -27,7 +27,7 @@ export type {
 } from './postgres/client.ts';
 export type { MigrationSet, PendingMigration } from './postgres/migrate.ts';
 export { assertSafeRoles, grantRolesTo, type AssertSafeRolesOptions } from './postgres/roles.ts';
-export { nodeMacKey, type NodeMacKeyOptions, type RowMacKey } from './postgres/row-mac.ts';
+export { isIntact, nodeMacKey, rowMac, tampered, type NodeMacKeyOptions, type RowField, type RowMacKey } from './postgres/row-mac.ts';
 export type { Page, PageRequest } from './postgres/page.ts';
 export { postgresAdministrators, type Administrators, type PostgresAdministratorsOptions } from './postgres/administrators.ts';
 export type { DeviceGrant, EnrolledDevice } from './postgres/device-rows.ts';

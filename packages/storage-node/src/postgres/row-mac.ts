@@ -31,6 +31,7 @@ export function nodeMacKey({ keyId, key }: NodeMacKeyOptions): RowMacKey {
   return { keyId, mac: (data: Bytes): Bytes => Uint8Array.from(createHmac('sha256', held).update(data).digest()) };
 }
 
+/** A value under a MAC: each type and length has a form of its own. */
 export type RowField = string | number | boolean | null | readonly string[];
 
 const LABEL: Bytes = utf8('kg-row-v1\0');
