@@ -78,6 +78,13 @@ export interface StartOptions {
   readonly log: Logger;
   /** Writes to the terminal: the setup code goes there, and nowhere else. */
   readonly say: (text: string) => void;
+  /** For tests, which take one layer away to see whether the other holds. Nothing that is configured reaches this. */
+  readonly overrides?: Overrides;
+}
+
+export interface Overrides {
+  /** Gets the database that was opened, and answers with the one to use. */
+  readonly database?: (opened: Database) => Database;
 }
 
 /** Answers while the service is being put together. */
@@ -157,7 +164,7 @@ export async function startService(options: StartOptions): Promise<Service> {
   }
 }
 
-async function compose({ config, log, say }: StartOptions, undo: (() => unknown)[]): Promise<Service> {
+async function compose({ config, log, say, overrides = {} }: StartOptions, undo: (() => unknown)[]): Promise<Service> {
   const onFault = (error: unknown, requestId?: string): void => {
     log.error({ requestId, error: describeError(error) }, isUnavailable(error) ? 'something that is needed did not answer' : 'a request failed');
   };
@@ -176,7 +183,8 @@ async function compose({ config, log, say }: StartOptions, undo: (() => unknown)
     server.closeAllConnections();
   });
 
-  const database = await openDatabase(config, log);
+  const opened = await openDatabase(config, log);
+  const database = overrides.database?.(opened) ?? opened;
   undo.push(() => database.close());
   const { sql, prompt } = database;
 

@@ -1,0 +1,53 @@
+/**
+ * One row for each operation of the control plane: what to send, and what each principal must be answered. A new operation without
+ * a row fails `matrix.test.ts`.
+ */
+import { PRINCIPALS, type Who } from './stage.ts';
+import { newDevice, newEnrollmentCode, type World } from './world.ts';
+
+export interface Call {
+  readonly params?: Readonly<Record<string, string>>;
+  readonly query?: string;
+  readonly body?: object;
+}
+
+export type Statuses = Readonly<Record<Who, number>>;
+
+export interface Row {
+  /** Made anew for each principal, because most calls use up what they are about. */
+  readonly call?: (world: World, who: Who) => Promise<Call> | Call;
+  readonly answers: Statuses;
+}
+
+/** One status for everyone but these. */
+const all = (status: number, except: Partial<Statuses> = {}): Statuses =>
+  ({ ...Object.fromEntries(PRINCIPALS.map((who) => [who, status])), ...except }) as Statuses;
+/** For everyone who is signed in; what they see is their own. */
+const signedIn = (status: number, except: Partial<Statuses> = {}): Statuses => all(status, { anonymous: 401, ...except });
+/** About a thing of the owner's that nobody else has anything to do with. */
+const owners = (status: number, except: Partial<Statuses> = {}): Statuses => signedIn(404, { owner: status, ...except });
+/** Of administrators alone. */
+const administrators = (status: number, except: Partial<Statuses> = {}): Statuses => signedIn(403, { administrator: status, ...except });
+
+const device = async (world: World): Promise<Call> => ({ params: { id: await newDevice(world) } });
+
+export const ROWS: Readonly<Record<string, Row>> = {
+  getOpenApiDocument: { answers: all(200) },
+
+  createEnrollmentCode: { call: () => ({ body: {} }), answers: signedIn(201) },
+  listEnrollmentCodes: { answers: signedIn(200) },
+  revokeEnrollmentCode: { call: async (world) => ({ params: { id: (await newEnrollmentCode(world)).id } }), answers: owners(204, { administrator: 204 }) },
+  listDevices: { answers: signedIn(200) },
+  getDevice: { call: device, answers: owners(200, { administrator: 200 }) },
+  approveDevice: { call: device, answers: owners(403, { administrator: 200 }) },
+  suspendDevice: { call: device, answers: owners(409, { administrator: 409 }) },
+  resumeDevice: { call: device, answers: owners(409, { administrator: 409 }) },
+  revokeDevice: { call: device, answers: owners(200, { administrator: 200 }) },
+  createRotationCode: { call: async (world) => ({ ...(await device(world)), body: {} }), answers: owners(409, { administrator: 409 }) },
+
+  createApiKey: { call: () => ({ body: { provider: 'openai', value: 'sk-of-nobody-in-particular' } }), answers: administrators(201) },
+  listApiKeys: { answers: signedIn(200) },
+  revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+
+  listAuditEntries: { answers: signedIn(200) },
+};

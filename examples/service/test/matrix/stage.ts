@@ -1,0 +1,88 @@
+/**
+ * The service in this process, on an embedded database of its own, so that a test can take away one of the two layers that keep
+ * people apart: row-level security, or the application's own check.
+ */
+import { randomBytes, randomUUID } from 'node:crypto';
+import { hashPassword } from 'better-auth/crypto';
+import { pino } from 'pino';
+import type { SqlClient } from '@keyguard/storage-node/postgres';
+import { readConfig } from '../../src/config.ts';
+import { startService, type Service } from '../../src/service.ts';
+import { caller, folder, remove, type CallAnswer, type CallOptions } from '../stage.ts';
+
+/** Which layer is taken away. */
+export type Mode = 'as it is' | 'without row-level security' | 'without the application’s check';
+
+/** Who calls. The first three have something to do with what the owner has; the administrator administers; the others are strangers. */
+export const PRINCIPALS = ['anonymous', 'other', 'service_account', 'shared_read', 'shared_write', 'administrator', 'owner'] as const;
+export type Who = (typeof PRINCIPALS)[number];
+
+export interface Stage {
+  readonly origin: string;
+  /** Nothing binds it. */
+  readonly sql: SqlClient;
+  readonly call: (method: string, path: string, options?: CallOptions) => Promise<CallAnswer>;
+  readonly setupCode: string;
+  take(mode: Mode): Promise<void>;
+  /** Makes a person without asking anybody, and signs in as them. */
+  newPerson(name: string): Promise<Person>;
+  stop(): Promise<void>;
+}
+
+export interface Person {
+  readonly userId: string;
+  readonly email: string;
+  readonly password: string;
+  readonly token: string;
+}
+
+const PASSWORD = 'a long and quiet password';
+
+export async function startInProcess(): Promise<Stage> {
+  const directory = await folder();
+  const said: string[] = [];
+  let sql: SqlClient | undefined;
+  const service: Service = await startService({
+    config: readConfig({ PORT: '0', KEYGUARD_DATA_DIR: directory, KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000' }, directory),
+    log: pino({ level: 'silent' }),
+    say: (text) => said.push(text),
+    overrides: {
+      database: (opened) => {
+        sql = opened.sql;
+        return opened;
+      },
+    },
+  });
+  const origin = /KeyGuard is at (\S+),/.exec(said.join('\n'))![1]!;
+  const call = caller(() => origin);
+  const passwordHash = await hashPassword(PASSWORD);
+  return {
+    origin,
+    sql: sql!,
+    call,
+    setupCode: /setup code:\s+(\S+)/.exec(said.join('\n'))![1]!,
+    async take(mode) {
+      await sql!.query(`ALTER ROLE kg_app ${mode === 'without row-level security' ? 'BYPASSRLS' : 'NOBYPASSRLS'}`);
+    },
+    async newPerson(name) {
+      const userId = randomUUID();
+      const email = `${name}-${randomBytes(6).toString('hex')}@example.com`;
+      await sql!.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [userId, name, email]);
+      await sql!.query('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, $3, $4)', [
+        randomUUID(), userId, 'credential', passwordHash,
+      ]);
+      return { userId, email, password: PASSWORD, token: await signIn(call, email) };
+    },
+    async stop() {
+      await service.stop();
+      await remove(directory);
+    },
+  };
+}
+
+export async function signIn(call: Stage['call'], email: string, password: string = PASSWORD): Promise<string> {
+  const answer = await call('POST', '/api/auth/sign-in/email', { body: { email, password } });
+  const token = answer.headers.get('set-auth-token');
+  if (token === null) throw new Error(`${email} could not sign in: ${answer.status} ${answer.text}`);
+  return token;
+}

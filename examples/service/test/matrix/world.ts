@@ -1,0 +1,92 @@
+/**
+ * What the owner has, and who may know of which part of it. Every text that identifies something of the owner's is a canary: an
+ * answer to somebody who may not know it must not hold it.
+ */
+import { randomBytes } from 'node:crypto';
+import { KeyGuardClient } from '@keyguard/core/client';
+import { memoryKeyStore } from '@keyguard/core/memory';
+import { startInProcess, type Person, type Stage, type Who } from './stage.ts';
+
+interface Canary {
+  readonly what: string;
+  readonly text: string;
+  readonly knownTo: Set<Who>;
+}
+
+export interface World {
+  readonly stage: Stage;
+  readonly people: Readonly<Record<'owner' | 'shared_read' | 'shared_write' | 'other' | 'administrator', Person>>;
+  readonly canaries: readonly Canary[];
+  tokenOf(who: Who): string | undefined;
+  /** Remembers a text that only these may know, and answers with it. */
+  keep(what: string, text: string, knownTo?: readonly Who[]): string;
+  /** A new text to call something by. */
+  name(what: string, knownTo?: readonly Who[]): string;
+  /** What was made by a POST. */
+  make(who: Who, path: string, body?: object): Promise<Record<string, string>>;
+  stop(): Promise<void>;
+}
+
+const OWNER: readonly Who[] = ['owner'];
+/** What an administrator may know as well: which things there are, never what is in them. */
+const ADMINISTERED: readonly Who[] = ['owner', 'administrator'];
+
+export async function makeWorld(): Promise<World> {
+  const stage = await startInProcess();
+  const { call } = stage;
+  const canaries: Canary[] = [];
+  const administrator = await firstAdministrator(stage);
+  const people = {
+    administrator,
+    owner: await stage.newPerson('owner'),
+    shared_read: await stage.newPerson('reader'),
+    shared_write: await stage.newPerson('writer'),
+    other: await stage.newPerson('other'),
+  };
+  const tokens = new Map<Who, string>(Object.entries(people).map(([who, { token }]) => [who as Who, token]));
+  const world: World = {
+    stage,
+    people,
+    canaries,
+    tokenOf: (who) => tokens.get(who),
+    keep(what, text, knownTo = OWNER) {
+      canaries.push({ what, text, knownTo: new Set(knownTo) });
+      return text;
+    },
+    name: (what, knownTo) => world.keep(what, `canary-${what}-${randomBytes(8).toString('hex')}`, knownTo),
+    async make(who, path, body = {}) {
+      const answer = await call('POST', path, { token: tokens.get(who)!, body });
+      if (answer.status !== 200 && answer.status !== 201) throw new Error(`POST ${path} as ${who}: ${answer.status} ${answer.text}`);
+      return answer.json as Record<string, string>;
+    },
+    stop: () => stage.stop(),
+  };
+  for (const name of ['userId', 'email'] as const) world.keep(`owner's ${name}`, people.owner[name], ADMINISTERED);
+  const apiKey = await world.make('administrator', '/api/api-keys', { provider: 'openai', name: world.name('api-key-name', ['administrator']), value: world.name('api-key-value', []) });
+  world.keep('api key id', apiKey['id']!, ['administrator']);
+  return world;
+}
+
+async function firstAdministrator({ call, setupCode }: Stage): Promise<Person> {
+  const email = 'administrator@example.com';
+  const password = 'a long and quiet password';
+  const made = await call('POST', '/api/setup', { body: { code: setupCode, email, password } });
+  if (made.status !== 201) throw new Error(`setup: ${made.text}`);
+  const signedIn = await call('POST', '/api/auth/sign-in/email', { body: { email, password } });
+  return { userId: made.json.user_id as string, email, password, token: signedIn.headers.get('set-auth-token')! };
+}
+
+/** A device of the owner's, which waits for approval. */
+export async function newDevice(world: World): Promise<string> {
+  const { code } = await newEnrollmentCode(world);
+  const client = new KeyGuardClient({ origin: world.stage.origin, keyStore: memoryKeyStore() });
+  const { deviceId, keyId } = await client.enroll({ code, label: world.name('device-label', ADMINISTERED) });
+  world.keep('key id', keyId, ADMINISTERED);
+  return world.keep('device id', deviceId, ADMINISTERED);
+}
+
+export async function newEnrollmentCode(world: World): Promise<{ readonly id: string; readonly code: string }> {
+  const { id, code } = await world.make('owner', '/api/enrollment-codes', { label: world.name('code-label', ADMINISTERED) });
+  world.keep('enrollment code', code!);
+  return { id: world.keep('enrollment code id', id!, ADMINISTERED), code: code! };
+}
