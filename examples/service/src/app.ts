@@ -6,6 +6,7 @@ import helmet from 'helmet';
 import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
 import type { Enrollment, Rotation, Verifier } from '@keyguard/server-verifier';
 import type { Authenticate } from './auth/principal.ts';
+import { controlPlaneDoor } from './http/control-plane-door.ts';
 import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
 import { requestContext } from './http/request-context.ts';
@@ -15,6 +16,10 @@ export interface AppOptions {
   readonly trustedHops: number;
   readonly allowedOrigins: ReadonlySet<string>;
   readonly isSecure: boolean;
+  /** The `host[:port]` values of the control plane. */
+  readonly authorities: readonly string[];
+  /** From which addresses the control plane may be used, now. */
+  readonly controlPlaneAllowlist: () => readonly string[];
   readonly health: Router;
   readonly verifier: Verifier;
   readonly enrollment: Enrollment;
@@ -57,7 +62,9 @@ export function createApp(options: AppOptions): Express {
   };
   app.use(['/proxy', '/v1'], keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
 
-  // Used by people and their programs: a session or a token is the credential.
+  // Used by people and their programs: a session or a token is the credential. Who comes by another name, or from another place, is
+  // not even asked for one.
+  app.use(controlPlaneDoor({ authorities: options.authorities, allowlist: options.controlPlaneAllowlist }));
   app.use(options.controlPlane);
   // Which routes there are is in the API's document; which are not is said to those alone who are signed in.
   app.use('/api', async (request, _response, next) => {

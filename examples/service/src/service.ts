@@ -56,6 +56,9 @@ import { openaiUpstream } from './llm/openai.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
+import { following } from './settings/limits.ts';
+import { followSettings } from './settings/live.ts';
+import { settingsOperations } from './settings/operations.ts';
 
 const MEBIBYTE = 1024 * 1024;
 const DRAIN_MS = 28_000;
@@ -195,6 +198,15 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   if (systemRoles.tampered.length > 0) log.error({ roles: systemRoles.tampered }, 'system roles had been changed in the database, and were written anew');
   if (systemRoles.taken.length > 0) log.warn({ roles: systemRoles.taken }, 'roles of people have the names of system roles, which are therefore missing');
 
+  const settings = await followSettings({
+    sql: prompt,
+    rowMacKey: keys.rowMacKey,
+    defaults: config,
+    onFailure: (error) => log.warn({ error: describeError(error) }, 'the settings cannot be read'),
+    onChanged: (version) => log.info({ version }, 'the settings changed'),
+  });
+  undo.push(() => settings.stop());
+
   // Where people and devices reach us. The signed authority is one of these, never what a header says it is.
   const loopback = [`http://localhost:${port}`, `http://127.0.0.1:${port}`].map((url) => new URL(url).origin);
   const origins = (config.publicOrigin === null ? loopback : [config.publicOrigin]) as [string, ...string[]];
@@ -215,9 +227,10 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const registry = cachedDeviceRegistry(auditedRegistry(sql, keys, audit), watch);
   const verification = {
     policy,
+    requestsPerMinute: () => settings.current().limits.requests_per_minute,
     registry,
     replayStore: redis?.replayStore ?? nonces,
-    ipLimiter: limiter('ip', definePolicy(policy).requestsPerMinutePerIp),
+    ipLimiter: following(limiter('ip', definePolicy(policy).requestsPerMinutePerIp), () => settings.current().limits.requests_per_minute_per_address),
     deviceLimiter: limiter('device', config.requestsPerMinute),
     onRejected: async (event: Parameters<typeof refusalEntry>[0]): Promise<void> => {
       if (isUnavailable(event.error)) onFault(event.error);
@@ -228,7 +241,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const verifier = createVerifier(verification);
   const enrollment = createEnrollment({
     ...verification,
-    enrollmentLimiter: limiter('enrollment', config.enrollmentsPerMinute),
+    enrollmentLimiter: following(limiter('enrollment', config.enrollmentsPerMinute), () => settings.current().limits.enrollments_per_minute),
     keyFingerprint: keys.keyFingerprint,
   });
   const rotation = createRotation({ ...verification, rotationLimiter: limiter('rotation', ROTATIONS_PER_MINUTE) });
@@ -259,7 +272,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   });
   undo.push(() => proxy.close());
 
-  const auth = createAuth({ sql, keys, origins, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
+  const auth = createAuth({ sql, keys, origins, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
   const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
@@ -271,15 +284,19 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, deploymentId: keys.deploymentId }),
+    ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
   ];
 
   listener = createApp({
     trustedHops: config.trustedHops,
     allowedOrigins: config.allowedOrigins,
     isSecure: origins[0].startsWith('https:'),
+    authorities: policy.authorities,
+    controlPlaneAllowlist: () => settings.current().network.control_plane_allowlist,
     health: healthRoutes({
       sql,
       devicesAreWatched: () => watch.caughtUp(),
+      settingsAreKnown: () => settings.assertKnown(),
       checkRedis: redis && (() => redis.replayStore.check()),
       isStopping: () => isStopping,
     }),
@@ -344,6 +361,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       await demo?.close();
       await seen.flush().catch(onFault);
       watch.stop();
+      settings.stop();
       redis?.close();
       await database.close();
     },

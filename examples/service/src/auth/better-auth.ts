@@ -25,6 +25,8 @@ export interface AuthOptions {
   readonly keys: DeploymentKeys;
   /** The first one is where people reach the service. */
   readonly origins: readonly [string, ...string[]];
+  /** Of one address; asked at each try. Where it throws, nobody signs in. */
+  readonly signInTriesPerMinute: () => number;
   /** What better-auth has to say, without values. */
   readonly log: (level: 'error' | 'warn', message: string) => void;
 }
@@ -36,7 +38,7 @@ export function jwtParty(deploymentId: string): string {
 
 // The types of plugins are inferred, and the routes and the tests use them.
 // oxlint-disable-next-line typescript/explicit-module-boundary-types
-export function createAuth({ sql, keys, origins, log }: AuthOptions) {
+export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: AuthOptions) {
   // It reads secrets, origins and telemetry settings from the environment, beside and before what it is given here.
   for (const name of Object.keys(process.env)) {
     if (name.startsWith('BETTER_AUTH_') || name === 'AUTH_SECRET') delete process.env[name];
@@ -108,7 +110,7 @@ export function createAuth({ sql, keys, origins, log }: AuthOptions) {
       window: 60,
       max: 120,
       customRules: {
-        '/sign-in/email': { window: 60, max: 10 },
+        '/sign-in/email': () => ({ window: 60, max: signInTriesPerMinute() }),
         '/change-password': { window: 60, max: 5 },
         // Reads of a session that is there already, by programs that ask often.
         '/get-session': false,

@@ -11,12 +11,14 @@ export interface HealthOptions {
   readonly sql: SqlClient;
   /** Rejects while nobody can tell which devices changed. */
   readonly devicesAreWatched: () => MaybePromise<void>;
+  /** Throws while nobody can tell which settings are in force. */
+  readonly settingsAreKnown: () => void;
   /** Resolves when Redis can be used; `null` where there is none. */
   readonly checkRedis: (() => Promise<unknown>) | null;
   readonly isStopping: () => boolean;
 }
 
-export function healthRoutes({ sql, devicesAreWatched, checkRedis, isStopping }: HealthOptions): Router {
+export function healthRoutes({ sql, devicesAreWatched, settingsAreKnown, checkRedis, isStopping }: HealthOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const databaseAnswers = kept(() => answers(sql.query('SELECT 1')));
   const redisAnswers = checkRedis === null ? null : kept(() => answers(checkRedis()));
@@ -24,10 +26,11 @@ export function healthRoutes({ sql, devicesAreWatched, checkRedis, isStopping }:
     response.set('cache-control', 'no-store').json({ status: 'ok' });
   });
   router.get('/readyz', async (_request, response) => {
-    const [database, changes, redis] = await Promise.all([databaseAnswers(), isTold(devicesAreWatched), redisAnswers?.()]);
+    const [database, changes, settings, redis] = await Promise.all([databaseAnswers(), isTold(devicesAreWatched), isTold(settingsAreKnown), redisAnswers?.()]);
     const checks = {
       database: database ? 'ok' : 'does not answer',
       device_changes: changes ? 'ok' : 'nothing is heard of changed devices',
+      settings: settings ? 'ok' : 'nobody can tell which are in force',
       ...(redis !== undefined && { redis: redis ? 'ok' : 'cannot be used' }),
       service: isStopping() ? 'is stopping' : 'ok',
     };
@@ -60,9 +63,9 @@ async function answers(work: Promise<unknown>): Promise<boolean> {
   }
 }
 
-async function isTold(devicesAreWatched: () => MaybePromise<void>): Promise<boolean> {
+async function isTold(ask: () => MaybePromise<void>): Promise<boolean> {
   try {
-    await devicesAreWatched();
+    await ask();
     return true;
   } catch {
     return false;
