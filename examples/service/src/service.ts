@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
-import type { RateLimiter } from '@keyguard/core/seams';
+import type { AuditEntry, RateLimiter } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import {
   cachedDeviceRegistry,
@@ -18,6 +18,7 @@ import {
   memoryRateLimiter,
   type PolicyOptions,
 } from '@keyguard/server-verifier';
+import { ipBucket } from '@keyguard/server-verifier/ip';
 import {
   assertSafeRoles,
   grantRolesTo,
@@ -31,6 +32,7 @@ import { apiKeyOperations } from './api-keys/operations.ts';
 import { createApiKeys } from './api-keys/store.ts';
 import { createApp } from './app.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
+import { refusalSampler } from './audit/refusal-sampling.ts';
 import { auditOperations } from './audit/operations.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
@@ -225,6 +227,14 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const watch = watchDevices(prompt, log);
   undo.push(() => watch.stop());
   const registry = cachedDeviceRegistry(auditedRegistry(sql, keys, audit), watch);
+  const sampled = refusalSampler(() => {
+    const { refusals_per_minute: perMinute, refusals_then_one_in: thenOneIn } = settings.current().audit;
+    return { perMinute, thenOneIn };
+  });
+  const recordRefusal = async (kind: string, entry: AuditEntry): Promise<void> => {
+    const written = sampled(kind, entry);
+    if (written !== null) await audit.record(written);
+  };
   const verification = {
     policy,
     requestsPerMinute: () => settings.current().limits.requests_per_minute,
@@ -235,7 +245,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     onRejected: async (event: Parameters<typeof refusalEntry>[0]): Promise<void> => {
       if (isUnavailable(event.error)) onFault(event.error);
       const entry = refusalEntry(event);
-      if (entry !== null) await audit.record(entry);
+      if (entry !== null) await recordRefusal(`${event.error.code} ${event.deviceId ?? ipBucket(event.ip)}`, entry);
     },
   };
   const verifier = createVerifier(verification);
@@ -311,7 +321,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       origins,
       // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
       onRefused: ({ operation, principal, problem, path }) =>
-        audit.record({ action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path }),
+        recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path }),
     }),
     onSeen: (deviceId, ip) => seen.note(deviceId, ip),
     onFault,
