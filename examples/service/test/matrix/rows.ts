@@ -9,6 +9,7 @@ export interface Call {
   readonly params?: Readonly<Record<string, string>>;
   readonly query?: string;
   readonly body?: object;
+  readonly headers?: Readonly<Record<string, string>>;
 }
 
 export type Statuses = Readonly<Record<Who, number>>;
@@ -50,4 +51,8 @@ export const ROWS: Readonly<Record<string, Row>> = {
   revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
 
   listAuditEntries: { answers: signedIn(200) },
+
+  getSettings: { answers: administrators(200) },
+  changeSettings: { call: () => ({ body: { links: { max_views: 3 } }, headers: { 'if-match': '*' } }), answers: administrators(200) },
+  listSettingsVersions: { answers: administrators(200) },
 };

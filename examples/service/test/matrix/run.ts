@@ -28,10 +28,10 @@ async function operationsOf({ stage }: World): Promise<ReadonlyMap<string, Opera
   return found;
 }
 
-async function ask(world: World, { method, path }: Operation, { params = {}, query = '', body }: Call, who: Who): Promise<Exchange & { readonly leaks: string[] }> {
+async function ask(world: World, { method, path }: Operation, { params = {}, query = '', body, headers = {} }: Call, who: Who): Promise<Exchange & { readonly leaks: string[] }> {
   const filled = path.replaceAll(/\{([a-z_]+)\}/g, (_, name: string) => encodeURIComponent(params[name] ?? ''));
   const token = world.tokenOf(who);
-  const answer = await world.stage.call(method, filled + query, { ...(token !== undefined && { token }), ...(body !== undefined && { body }) });
+  const answer = await world.stage.call(method, filled + query, { headers, ...(token !== undefined && { token }), ...(body !== undefined && { body }) });
   const text = [answer.text, ...[...answer.headers].map(([name, value]) => `${name}: ${value}`)].join('\n');
   const asked = `${decodeURIComponent(filled)} ${query} ${JSON.stringify(body ?? {})}`;
   // Whoever sends a text knows it, and may find it again in what the audit log says of them.
