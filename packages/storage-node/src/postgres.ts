@@ -28,7 +28,7 @@ export type {
 export type { MigrationSet, PendingMigration } from './postgres/migrate.ts';
 export { assertSafeRoles, grantRolesTo, type AssertSafeRolesOptions } from './postgres/roles.ts';
 export { isIntact, nodeMacKey, rowMac, tampered, type NodeMacKeyOptions, type RowField, type RowMacKey } from './postgres/row-mac.ts';
-export type { Page, PageRequest } from './postgres/page.ts';
+export { pageOf, pageStart, type Page, type PageKey, type PageRequest } from './postgres/page.ts';
 export { postgresAdministrators, type Administrators, type PostgresAdministratorsOptions } from './postgres/administrators.ts';
 export type { DeviceGrant, EnrolledDevice } from './postgres/device-rows.ts';
 export { postgresDeviceChanges, type PgListener, type PostgresDeviceChangesOptions } from './postgres/device-changes.ts';

@@ -5,8 +5,9 @@
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { isIntact, rowMac, tampered, type RowField, type RowMacKey, type SqlTransaction } from '@keyguard/storage-node/postgres';
-import { ASSIGNMENTS_TABLE, assignmentFields } from '../roles/access.ts';
+import { ASSIGNMENTS_TABLE, assignmentFields, type Access } from '../roles/access.ts';
 import { PERMISSION_NAMES, type Permission } from '../roles/permissions.ts';
+import { stillStands } from './shares-standing.ts';
 
 export const SHARES_TABLE = 'secret_shares';
 const SEAM = 'secret_shares';
@@ -107,6 +108,15 @@ export interface Subject {
 /** By id of the subject: what is shared with the user for whom `tx` acts as kg_app. Subjects that are not shared are not in it. */
 export type SharedWith = (tx: SqlTransaction, userId: string, subjectType: ShareSubject, subjects: readonly Subject[]) => Promise<ReadonlyMap<string, readonly Permission[]>>;
 
+/** The shares of these subjects that count for the user for whom `tx` acts as kg_app. */
+export type CountingShares = (tx: SqlTransaction, userId: string, subjectType: ShareSubject, subjects: readonly Subject[]) => Promise<readonly ShareRow[]>;
+
+export interface SharesOptions {
+  readonly rowMacKey: RowMacKey;
+  readonly access: Access;
+  readonly clock?: Clock;
+}
+
 interface AssignmentRow {
   id: string;
   user_id: string;
@@ -122,7 +132,9 @@ interface AssignmentRow {
 const KNOWN: ReadonlySet<string> = new Set(PERMISSION_NAMES);
 
 /** @throws UnavailableError seam `secret_shares`, when it is used, for a share or an assignment without its MAC: it grants nothing */
-export function sharedWith({ rowMacKey, clock = systemClock }: { readonly rowMacKey: RowMacKey; readonly clock?: Clock }): SharedWith {
+export function countingShares({ rowMacKey, access, clock = systemClock }: SharesOptions): CountingShares {
+  const stands = stillStands(access);
+
   async function assignments(tx: SqlTransaction, userId: string, roleIds: readonly string[]): Promise<readonly AssignmentRow[]> {
     if (roleIds.length === 0) return [];
     const { rows } = await tx.query<AssignmentRow>(
@@ -143,9 +155,8 @@ export function sharedWith({ rowMacKey, clock = systemClock }: { readonly rowMac
   }
 
   return async (tx, userId, subjectType, subjects) => {
-    const found = new Map<string, readonly Permission[]>();
     const others = new Map(subjects.filter(({ ownerId }) => ownerId !== userId).map((subject) => [subject.id, subject]));
-    if (others.size === 0) return found;
+    if (others.size === 0) return [];
     const { rows } = await tx.query<ShareRow>(
       `SELECT ${SHARE_COLUMNS} FROM keyguard.secret_shares
         WHERE subject_type = $1 AND subject_id = ANY ($2::text[]) AND revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > $3)
@@ -154,17 +165,30 @@ export function sharedWith({ rowMacKey, clock = systemClock }: { readonly rowMac
       [subjectType, [...others.keys()], clock.nowMs(), userId],
     );
     const held = await assignments(tx, userId, [...new Set(rows.filter((row) => row.grantee_type === 'role').map((row) => row.grantee_id!))]);
+    const counting: ShareRow[] = [];
     for (const row of rows) {
       await demandIntactShare(rowMacKey, shareGrant(row), { macKeyId: row.mac_key_id, mac: row.mac });
       const subject = others.get(row.subject_id)!;
       // A share says whose secret it was made for: one that was moved to another's says nothing.
       if (row.owner_id !== subject.ownerId || row.project_id !== subject.projectId) continue;
-      const counts = row.grantee_type === 'user'
+      const isGrantee = row.grantee_type === 'user'
         || held.some((one) => one.role_id === row.grantee_id && (one.project_id === null || one.project_id === row.project_id));
-      if (!counts) continue;
-      const granted = row.permissions.filter((name): name is Permission => KNOWN.has(name));
+      if (!isGrantee) continue;
+      if (await stands(tx, { createdBy: row.created_by, permissions: row.permissions, ...subject })) counting.push(row);
+    }
+    return counting;
+  };
+}
+
+/** {@link countingShares}, as the permissions that they amount to. @throws UnavailableError likewise */
+export function sharedWith(options: SharesOptions): SharedWith {
+  const counting = countingShares(options);
+  return async (tx, userId, subjectType, subjects) => {
+    const found = new Map<string, readonly Permission[]>();
+    for (const { subject_id: id, permissions } of await counting(tx, userId, subjectType, subjects)) {
+      const granted = permissions.filter((name): name is Permission => KNOWN.has(name));
       // Whoever may do something with a secret may know of it.
-      found.set(row.subject_id, [...new Set<Permission>([...(found.get(row.subject_id) ?? []), 'secrets:read', ...granted])]);
+      found.set(id, [...new Set<Permission>([...(found.get(id) ?? []), 'secrets:read', ...granted])]);
     }
     return found;
   };

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { assertSafeRoles, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import { asJobs, asUser, asVerifier } from '../../src/db/as-user.ts';
 import { SCHEMAS } from '../../src/db/migrate.ts';
+import { createAccess } from '../../src/roles/access.ts';
 import { sharedWith, shareMac, type ShareGrant, type SharedWith } from '../../src/secrets/shares.ts';
 import { addProject, addRole, assign, openStage, type Stage } from '../roles/stage.ts';
 
@@ -19,7 +20,7 @@ const as = <T>(userId: string, fn: (tx: SqlTransaction) => Promise<T>): Promise<
 
 beforeAll(async () => {
   stage = await openStage();
-  shared = sharedWith(stage);
+  shared = sharedWith({ ...stage, access: createAccess(stage) });
 });
 afterAll(() => stage.close());
 
@@ -53,9 +54,10 @@ async function addShare(grant: Partial<ShareGrant> & Pick<ShareGrant, 'subjectId
   await as(actingId, (tx) =>
     tx.query(
       `INSERT INTO keyguard.secret_shares (id, subject_type, subject_id, owner_id, project_id, grantee_type, grantee_id, permissions, token_hash,
-        max_views, created_by, created_at_ms, expires_at_ms, mac_key_id, mac) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+        max_views, created_by, created_at_ms, expires_at_ms, mac_key_id, mac, version)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
       [full.id, full.subjectType, full.subjectId, full.ownerId, full.projectId, full.granteeType, full.granteeId, full.permissions, full.tokenHash,
-        full.maxViews, full.createdBy, full.createdAtMs, full.expiresAtMs, stage.rowMacKey.keyId, mac],
+        full.maxViews, full.createdBy, full.createdAtMs, full.expiresAtMs, stage.rowMacKey.keyId, mac, full.granteeType === 'link' ? 1 : null],
     ),
   );
   return full.id;
@@ -174,7 +176,8 @@ describe('the tables of secrets', () => {
   it('show a link to who comes with one, and only what it is to', async () => {
     const [linked, other] = [await addSecret('ann'), await addSecret('ann')];
     const tokenHash = 'A'.repeat(43);
-    const shareId = await addShare({ subjectId: linked, ownerId: 'ann', permissions: ['secrets:reveal'], granteeType: 'link', granteeId: null, tokenHash, maxViews: 1 });
+    const shareId = await addShare({ subjectId: linked, ownerId: 'ann', permissions: ['secrets:reveal'], granteeType: 'link', granteeId: null, tokenHash, maxViews: 1,
+      expiresAtMs: stage.clock.nowMs() + 60_000 });
     const seen = await asVerifier(stage.sql, async (tx) => ({
       links: (await tx.query('SELECT id FROM keyguard.secret_shares WHERE token_hash = $1', [tokenHash])).rows,
       secrets: (await tx.query('SELECT id FROM keyguard.enterprise_secrets WHERE id = ANY ($1)', [[linked, other]])).rows,

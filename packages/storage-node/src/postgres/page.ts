@@ -37,7 +37,10 @@ export function pageCursor(key: PageKey): string {
   return toBase64Url(utf8(JSON.stringify(key)));
 }
 
-/** @throws RejectedError `malformed_request` for a cursor that this code did not write */
+/**
+ * After which row the page begins; `null`: with the first.
+ * @throws RejectedError `malformed_request` for a cursor that this code did not write
+ */
 export function pageStart({ cursor = null }: PageRequest): PageKey | null {
   if (cursor === null) return null;
   try {
