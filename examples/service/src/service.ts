@@ -48,6 +48,7 @@ import { deviceOperations } from './devices/operations.ts';
 import { sightings } from './devices/sightings.ts';
 import { watchDevices } from './devices/watching.ts';
 import { healthRoutes } from './http/health.ts';
+import { createIdempotency } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
 import { openApiOperations } from './http/openapi.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
@@ -286,6 +287,9 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
   const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
+  const idempotency = createIdempotency({ sql, keys, audit, onFault });
+  // One process: whatever held a key before is no more.
+  if (database.embedded) await idempotency.releaseAll();
   let isStopping = false;
 
   const authenticated = authenticate({ auth, sql, administrators, origins });
@@ -318,6 +322,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
       authenticate: authenticated,
       readJson,
+      idempotency,
       origins,
       // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
       onRefused: ({ operation, principal, problem, path }) =>
@@ -332,7 +337,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       work().catch(onFault);
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
-  const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
+  const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);

@@ -37,6 +37,7 @@ export function apiKeyOperations(apiKeys: ApiKeys): readonly Operation[] {
       {
         id: 'createApiKey', action: 'api_key.create', method: 'post', path: '/api/api-keys', tag: TAG, access: 'administrator',
         summary: 'Store a provider key, and make it the one that devices use with its provider',
+        idempotent: true,
         body: createBody,
         answers: { 201: { description: 'Stored', json: apiKey } },
       },

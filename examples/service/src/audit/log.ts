@@ -31,6 +31,7 @@ export function auditLog(sql: SqlClient, keys: DeploymentKeys): AuditLog {
   return {
     sink,
     async recordIn(tx, entry) {
+      await currentRequest()?.beforeEntry?.(tx);
       await sink.appendIn(tx, [withRequest(entry)]);
     },
     async record(entry) {

@@ -49,6 +49,7 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
     {
       id: 'createEnrollmentCode', action: 'enrollment_code.create', method: 'post', path: '/api/enrollment-codes', tag: TAG, access: 'devices:write',
       summary: 'Make a code with which devices enroll',
+      idempotent: true,
       body: createCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(enrollmentCode) } },
     },
@@ -165,6 +166,7 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
     {
       id: 'createRotationCode', action: 'rotation_code.create', method: 'post', path: '/api/devices/{id}/rotation-codes', tag: TAG, access: 'devices:write',
       summary: 'Make a code with which a device replaces its key',
+      idempotent: true,
       params: idParams,
       body: createRotationCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(rotationCode) } },

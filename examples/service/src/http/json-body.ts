@@ -56,6 +56,7 @@ function assertPlain(root: unknown): void {
     const next: unknown[] = [];
     for (const value of level) {
       if (typeof value === 'string') assertText(value);
+      else if (typeof value === 'number' && !Number.isFinite(value)) throw new HttpProblem('malformed_request', 'A number is too large.');
       else if (typeof value === 'object' && value !== null) {
         for (const [name, member] of Object.entries(value)) {
           assertText(name);

@@ -7,8 +7,10 @@ import { pipeline } from 'node:stream/promises';
 import { Router, type Request, type RequestHandler, type Response } from 'express';
 import type { ZodObject, ZodType, infer as Infer } from 'zod';
 import * as z from 'zod';
+import type { JsonValue } from '@keyguard/core/seams';
 import { principalOf, type Principal } from '../auth/principal.ts';
 import type { Permission } from '../roles/permissions.ts';
+import { readIdempotencyKey, type Idempotency } from './idempotency.ts';
 import { noBody, type JsonReader } from './json-body.ts';
 import { HttpProblem, notFound, type ProblemCode } from './problems.ts';
 
@@ -65,6 +67,11 @@ export interface OperationSpec<Params extends ZodObject, Query extends ZodObject
   readonly access: Access;
   /** Its answer sets a cookie, so that a page of somebody else's MUST NOT reach it, with whatever credential. */
   readonly setsCookies?: true;
+  /**
+   * A creation, which an `Idempotency-Key` makes safe to ask for again. Its handler MUST write its audit entry with `recordIn`, in
+   * the transaction that creates; only a success is kept, and a refusal sets the key free.
+   */
+  readonly idempotent?: true;
   /** A path whose parameters do not pass is the path of nothing: 404. */
   readonly params?: Params;
   readonly query?: Query;
@@ -93,6 +100,7 @@ export interface OperationRouterOptions {
   /** Sets the principal of a request, or throws. */
   readonly authenticate: (request: Request) => Promise<void>;
   readonly readJson: JsonReader;
+  readonly idempotency: Idempotency;
   /** Whose pages may call what needs no credential, and what sets cookies. */
   readonly origins: readonly string[];
   /** Told of every refusal to somebody who is known, before it leaves. Whatever it throws is answered in its place. */
@@ -112,7 +120,7 @@ export function operationRouter(operations: readonly Operation[], options: Opera
   return router;
 }
 
-function answering(one: Operation, { authenticate, readJson, origins, onRefused }: OperationRouterOptions): RequestHandler {
+function answering(one: Operation, { authenticate, readJson, idempotency, origins, onRefused }: OperationRouterOptions): RequestHandler {
   const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
   return async (request, response) => {
     try {
@@ -124,7 +132,9 @@ function answering(one: Operation, { authenticate, readJson, origins, onRefused 
       const params = paramsSchema.safeParse(request.params);
       if (!params.success) throw notFound();
       const query = querySchema.parse(request.query);
-      const body = one.body === undefined ? undefined : one.body.parse(await readJson(request));
+      const json = one.body === undefined ? undefined : await readJson(request);
+      const body = one.body?.parse(json);
+      const idempotencyKey = one.idempotent === true ? readIdempotencyKey(request.headers['idempotency-key']) : null;
       const call = {
         params: params.data,
         query,
@@ -136,7 +146,10 @@ function answering(one: Operation, { authenticate, readJson, origins, onRefused 
         request,
         response,
       };
-      await send(response, await one.handle(call as unknown as Call<never, never, never>));
+      const work = (): Promise<Answer> => one.handle(call as unknown as Call<never, never, never>);
+      const input = [request.params, request.query, json ?? null] as JsonValue[];
+      const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input }, work);
+      await send(response, answer);
     } catch (error) {
       const { principal } = request;
       if (error instanceof HttpProblem && principal !== undefined) await onRefused?.({ operation: one, principal, problem: error, path: request.path });

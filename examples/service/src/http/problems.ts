@@ -28,6 +28,10 @@ const STATUSES = {
   unsupported_media_type: [415, 'Unsupported media type'],
   misdirected_request: [421, 'Misdirected request'],
   precondition_required: [428, 'Precondition required'],
+  idempotency_in_flight: [409, 'Being carried out'],
+  idempotency_reply_lost: [409, 'Answer lost'],
+  unsupported_media_type: [415, 'Unsupported media type'],
+  idempotency_key_reused: [422, 'Idempotency-Key used before'],
   rate_limited: [429, 'Too many requests'],
   internal_error: [500, 'Internal error'],
 } as const satisfies Record<string, readonly [number, string]>;

@@ -5,16 +5,24 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { randomBytes } from 'node:crypto';
 import type { Request, RequestHandler } from 'express';
+import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 
 export interface RequestContext {
   readonly requestId: string;
   readonly ip: string | null;
+  /** Runs in each transaction of this request that changes something, before its audit entry. Where it throws, nothing is changed. */
+  readonly beforeEntry?: (tx: SqlTransaction) => Promise<void>;
 }
 
 const storage = new AsyncLocalStorage<RequestContext>();
 
 export function currentRequest(): RequestContext | undefined {
   return storage.getStore();
+}
+
+/** Runs `work` with `hook` before every audit entry that it appends in a transaction of its own. */
+export function beforeEntry<T>(hook: (tx: SqlTransaction) => Promise<void>, work: () => Promise<T>): Promise<T> {
+  return storage.run({ requestId: 'unknown', ip: null, ...currentRequest(), beforeEntry: hook }, work);
 }
 
 const ids = new WeakMap<Request, string>();

@@ -35,6 +35,16 @@ const device = async (world: World): Promise<Call> => ({ params: { id: await new
 export const ROWS: Readonly<Record<string, Row>> = {
   getOpenApiDocument: { answers: all(200) },
 
+  setUp: { call: () => ({ body: { code: '0', email: 'late@example.com', password: 'a long and quiet password' } }), answers: all(409) },
+  // With what is refused before it does anything: whom it signs in, out or slows down, the other rows need.
+  signIn: { call: () => ({ body: {} }), answers: all(400) },
+  signOut: { call: () => ({ body: { everywhere: true } }), answers: all(400) },
+  changePassword: { call: () => ({ body: { current_password: 'x', new_password: 'short' } }), answers: signedIn(400, { service_account: 403 }) },
+  revokeOtherSessions: { answers: signedIn(200, { service_account: 403 }) },
+  getSession: { answers: signedIn(200, { service_account: 401 }) },
+  getToken: { answers: signedIn(200, { service_account: 401 }) },
+  getJwks: { answers: all(200) },
+
   createEnrollmentCode: { call: () => ({ body: {} }), answers: signedIn(201) },
   listEnrollmentCodes: { answers: signedIn(200) },
   revokeEnrollmentCode: { call: async (world) => ({ params: { id: (await newEnrollmentCode(world)).id } }), answers: owners(204, { administrator: 204 }) },
