@@ -69,6 +69,11 @@ export interface VerifierOptions {
   /** Counts proven devices, and keys that were replaced each by itself. Default: in the memory of this process, by the policy's figure. */
   readonly deviceLimiter?: RateLimiter;
   /**
+   * Requests per minute of a device without a limit of its own, asked for each request: for a figure that changes while the verifier
+   * runs. MUST answer at once; where it throws, nobody is let through. Default: the policy's figure.
+   */
+  readonly requestsPerMinute?: () => number;
+  /**
    * Counts addresses before anything is proven. Default: in the memory of this process, by the policy's figure, for this
    * verifier or enrollment alone: hand the same limiter to all that shall count together.
    */
@@ -88,6 +93,7 @@ export interface VerifierContext {
   readonly replayStore: ReplayStore;
   readonly deviceLimiter: RateLimiter;
   readonly ipLimiter: RateLimiter;
+  readonly requestsPerMinute: () => number;
   readonly primitives: Primitives;
   readonly clock: Clock;
   readonly onRejected: VerifierOptions['onRejected'];
@@ -111,6 +117,7 @@ export function createContext(options: VerifierOptions): VerifierContext {
     replayStore,
     deviceLimiter: options.deviceLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinute }),
     ipLimiter: options.ipLimiter ?? memoryRateLimiter({ perMinute: policy.requestsPerMinutePerIp }),
+    requestsPerMinute: options.requestsPerMinute ?? ((): number => policy.requestsPerMinute),
     primitives,
     clock,
     onRejected: options.onRejected,

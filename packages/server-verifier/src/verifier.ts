@@ -126,7 +126,7 @@ async function verifyInOrder(
 
   // 6: look at the limit, so that one device cannot fill the store for all; then claim the nonce.
   demandFresh(context, head);
-  const limit = device.requestsPerMinute ?? policy.requestsPerMinute;
+  const limit = device.requestsPerMinute ?? context.requestsPerMinute();
   demandAllowed(context, await ask('device_limiter', policy.seamTimeoutMs, () => deviceLimiter.peek(limiterKey, limit)));
   await claimNonce(context, head);
 
