@@ -30,7 +30,7 @@ deviceRegistryConformance(
           return answer;
         }),
     };
-    const watches = [0, 1].map(() => watchDeviceChanges(changes));
+    const watches = [0, 1].map(() => watchDeviceChanges(changes, { pollEveryMs: 100, maxStaleMs: 500 }));
     const [registry, peer] = watches.map((watch) => cachedDeviceRegistry(logged, watch)) as [CachedDeviceRegistry, CachedDeviceRegistry];
     const move = (deviceId: string, transition: 'suspend' | 'revoke'): void => {
       devices.transition(deviceId, transition);
