@@ -47,11 +47,13 @@ import { auditedRegistry } from './devices/enrolling.ts';
 import { deviceOperations } from './devices/operations.ts';
 import { sightings } from './devices/sightings.ts';
 import { watchDevices } from './devices/watching.ts';
+import { boundCursors } from './http/cursors.ts';
 import { healthRoutes } from './http/health.ts';
 import { createIdempotency } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
 import { openApiOperations } from './http/openapi.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
+import { problemType } from './http/problems.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
 import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
@@ -101,7 +103,7 @@ const starting: RequestListener = (request, response) => {
 };
 
 const MALFORMED = (status: number): string =>
-  JSON.stringify({ title: 'Malformed request', status, detail: 'The request cannot be read.', code: 'malformed_request' });
+  JSON.stringify({ type: problemType('malformed_request'), title: 'Malformed request', status, detail: 'The request cannot be read.', code: 'malformed_request' });
 
 function answerMalformed(response: ServerResponse, status = 400): void {
   response.writeHead(status, { 'content-type': 'application/problem+json', 'cache-control': 'no-store', connection: 'close' });
@@ -323,6 +325,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       authenticate: authenticated,
       readJson,
       idempotency,
+      cursors: boundCursors(keys.hashToken),
       origins,
       // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
       onRefused: ({ operation, principal, problem, path }) =>

@@ -474,7 +474,7 @@ describe.each(backends())('the service on %s', (_title, open) => {
       ['GET', '/api/Devices', 404],
       ['GET', '/api/devices/', 404],
       ['GET', '/api/nothing', 404],
-      ['DELETE', '/api/devices', 404],
+      ['DELETE', '/api/devices', 405],
       ['GET', '/nothing', 404],
     ];
     for (const [method, path, status] of paths) {

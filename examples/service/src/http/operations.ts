@@ -10,9 +10,11 @@ import * as z from 'zod';
 import type { JsonValue } from '@keyguard/core/seams';
 import { principalOf, type Principal } from '../auth/principal.ts';
 import type { Permission } from '../roles/permissions.ts';
+import type { Cursors, ListIdentity } from './cursors.ts';
 import { readIdempotencyKey, type Idempotency } from './idempotency.ts';
 import { noBody, type JsonReader } from './json-body.ts';
 import { HttpProblem, notFound, type ProblemCode } from './problems.ts';
+import { demandAcceptable, demandOwnPage, ifMatchOf, pathOf, queryOf, typesOf } from './request-rules.ts';
 
 /**
  * Who may come as far as the handler. `public`: anyone. `person`: who is signed in. `administrator`: of those, who administers. A
@@ -101,6 +103,7 @@ export interface OperationRouterOptions {
   readonly authenticate: (request: Request) => Promise<void>;
   readonly readJson: JsonReader;
   readonly idempotency: Idempotency;
+  readonly cursors: Cursors;
   /** Whose pages may call what needs no credential, and what sets cookies. */
   readonly origins: readonly string[];
   /** Told of every refusal to somebody who is known, before it leaves. Whatever it throws is answered in its place. */
@@ -117,11 +120,26 @@ export function operationRouter(operations: readonly Operation[], options: Opera
     if (one.body === undefined && one.method !== 'get') handlers.unshift(noBody);
     router[one.method](path, ...handlers);
   }
+  const routes = operations.map(({ path, method }) => ({ method: method.toUpperCase(), pattern: new RegExp(`^${path.replaceAll('.', '\\.').replaceAll(/\{[a-z_]+\}/g, '[^/]+')}$`) }));
+  router.use((request, response, next) => {
+    const methods = new Set(routes.filter(({ pattern }) => pattern.test(request.path)).map(({ method }) => method));
+    if (methods.size === 0) {
+      next();
+      return;
+    }
+    if (methods.has('GET')) methods.add('HEAD');
+    response.set('allow', [...methods, 'OPTIONS'].join(', '));
+    // Without a word on origins: no other page may call the control plane.
+    if (request.method === 'OPTIONS') response.status(204).end();
+    else throw new HttpProblem('method_not_allowed', `This is there for ${[...methods].join(', ')} only.`);
+  });
   return router;
 }
 
-function answering(one: Operation, { authenticate, readJson, idempotency, origins, onRefused }: OperationRouterOptions): RequestHandler {
+function answering(one: Operation, { authenticate, readJson, idempotency, cursors, origins, onRefused }: OperationRouterOptions): RequestHandler {
   const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
+  const isList = 'cursor' in querySchema.shape;
+  const types = typesOf(one.answers);
   return async (request, response) => {
     try {
       if (one.method !== 'get' && (one.access === 'public' || one.setsCookies === true)) demandOwnPage(request, origins);
@@ -129,9 +147,14 @@ function answering(one: Operation, { authenticate, readJson, idempotency, origin
         await authenticate(request);
         demandAccess(principalOf(request), one.access);
       }
-      const params = paramsSchema.safeParse(request.params);
+      demandAcceptable(request, types);
+      const ifMatch = ifMatchOf(request, one.problems);
+      const params = paramsSchema.safeParse(pathOf(request));
       if (!params.success) throw notFound();
-      const query = querySchema.parse(request.query);
+      const { cursor, ...given } = queryOf(request);
+      const { limit: _, ...filters } = given;
+      const list: ListIdentity = { operation: one.id, userId: request.principal?.userId ?? '', params: request.params, filters };
+      const query = querySchema.parse(cursor === undefined ? given : { ...given, cursor: isList ? cursors.read(list, cursor) : cursor });
       const json = one.body === undefined ? undefined : await readJson(request);
       const body = one.body?.parse(json);
       const idempotencyKey = one.idempotent === true ? readIdempotencyKey(request.headers['idempotency-key']) : null;
@@ -142,35 +165,20 @@ function answering(one: Operation, { authenticate, readJson, idempotency, origin
         get principal() {
           return principalOf(request);
         },
-        ifMatch: readIfMatch(request.headers['if-match']),
+        ifMatch,
         request,
         response,
       };
       const work = (): Promise<Answer> => one.handle(call as unknown as Call<never, never, never>);
       const input = [request.params, request.query, json ?? null] as JsonValue[];
       const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input }, work);
-      await send(response, answer);
+      await send(request, response, isList ? withBoundCursor(answer, (next) => cursors.write(list, next)) : answer);
     } catch (error) {
       const { principal } = request;
       if (error instanceof HttpProblem && principal !== undefined) await onRefused?.({ operation: one, principal, problem: error, path: request.path });
       throw error;
     }
   };
-}
-
-// What a browser says of a page of ours, and of a person who typed the address.
-const OWN_SITES: ReadonlySet<string> = new Set(['same-origin', 'none']);
-
-/**
- * A page of somebody else's must neither use a cookie of ours nor plant one. Programs send none of these headers, and no cookie.
- * @throws HttpProblem `origin_not_allowed`
- */
-function demandOwnPage({ headers }: Request, origins: readonly string[]): void {
-  const { origin, cookie, 'sec-fetch-site': site } = headers;
-  const isOwn = origin === undefined ? cookie === undefined : origins.includes(origin);
-  if (!isOwn || (typeof site === 'string' && !OWN_SITES.has(site))) {
-    throw new HttpProblem('origin_not_allowed', 'This must come from a page of this service, or from a program without cookies.');
-  }
 }
 
 /** @throws HttpProblem `forbidden` */
@@ -183,20 +191,22 @@ export function demandAccess(principal: Principal, access: Exclude<Access, 'publ
   }
 }
 
-const ETAGS = /^"[\x21\x23-\x7e]{1,128}"(?:[\t ]*,[\t ]*"[\x21\x23-\x7e]{1,128}")*$/;
-
-function readIfMatch(header: string | undefined): readonly string[] | null {
-  if (header === undefined || header.trim() === '*') return null;
-  // A weak one never matches (RFC 9110, section 13.1.1).
-  if (!ETAGS.test(header.trim())) return [];
-  return header.split(',').map((tag) => tag.trim().slice(1, -1));
+/** A page, whose cursor is good for its next page and nothing else. */
+function withBoundCursor(answer: Answer, bind: (cursor: string) => string): Answer {
+  const { next_cursor: cursor } = (answer.json ?? {}) as { next_cursor?: unknown };
+  return typeof cursor === 'string' ? { ...answer, json: { ...answer.json, next_cursor: bind(cursor) } } : answer;
 }
 
-async function send(response: Response, { status, json, stream, headers = {}, etag }: Answer): Promise<void> {
+async function send(request: Request, response: Response, { status, json, stream, headers = {}, etag }: Answer): Promise<void> {
   response.status(status ?? (json === undefined && stream === undefined ? 204 : 200)).set('cache-control', 'no-store').set(headers);
   if (etag !== undefined) response.set('etag', `"${etag}"`);
   if (stream !== undefined) {
     response.set('content-type', stream.type);
+    if (request.method === 'HEAD') {
+      stream.body.destroy();
+      response.end();
+      return;
+    }
     await pipeline(stream.body, response);
   } else if (json === undefined) response.end();
   else response.json(json);

@@ -20,6 +20,8 @@ const STATUSES = {
   address_not_allowed: [403, 'Address not allowed'],
   setup_code_invalid: [403, 'Setup code invalid'],
   not_found: [404, 'Not found'],
+  method_not_allowed: [405, 'Method not allowed'],
+  not_acceptable: [406, 'Not acceptable'],
   setup_complete: [409, 'Already set up'],
   illegal_transition: [409, 'Not possible in this state'],
   owner_required: [409, 'Owner required'],
@@ -40,6 +42,11 @@ export type ProblemCode = keyof typeof STATUSES;
 /** With which status a refusal of this code leaves. */
 export function problemStatus(code: ProblemCode): number {
   return STATUSES[code][0];
+}
+
+/** The `type` of a problem: a name, and no address to fetch. */
+export function problemType(code: string): string {
+  return `urn:keyguard:problem:${code}`;
 }
 
 /** Thrown by a handler, or by what it calls, to refuse. `detail` is for the caller: it MUST NOT hold anything secret. */
@@ -70,7 +77,7 @@ export function writeProblem(
     .status(status)
     .set('cache-control', 'no-store')
     .type('application/problem+json')
-    .send(JSON.stringify({ status, ...problem, request_id: requestIdOf(request) }));
+    .send(JSON.stringify({ type: problemType(problem.code), status, ...problem, request_id: requestIdOf(request) }));
 }
 
 /** The verifier's refusals, with the id of the request. */
