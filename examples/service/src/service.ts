@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
-import type { AuditEntry, RateLimiter } from '@keyguard/core/seams';
+import type { AuditEntry, Clock, RateLimiter } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import {
   cachedDeviceRegistry,
@@ -37,7 +37,10 @@ import { auditOperations } from './audit/operations.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
 import { authOperations } from './auth/operations.ts';
+import { createPeople } from './auth/people.ts';
+import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
 import { authenticate } from './auth/principal.ts';
+import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
@@ -93,6 +96,9 @@ export interface StartOptions {
 export interface Overrides {
   /** Gets the database that was opened, and answers with the one to use. */
   readonly database?: (opened: Database) => Database;
+  /** The time of sign-in: of second factors, locks and links. */
+  readonly clock?: Clock;
+  readonly signInPolicy?: () => SignInPolicy;
 }
 
 /** Answers while the service is being put together. */
@@ -285,7 +291,10 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   });
   undo.push(() => proxy.close());
 
-  const auth = createAuth({ sql, keys, origins, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
+  const clock = overrides.clock ?? systemClock;
+  const signInPolicy = overrides.signInPolicy ?? ((): SignInPolicy => policyOf(settings.current()));
+  const people = createPeople({ sql, keys, audit, administrators, clock, policy: signInPolicy, isSecure: origins[0].startsWith('https:') });
+  const auth = createAuth({ sql, keys, origins, policy: signInPolicy, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
   const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
@@ -294,9 +303,11 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   if (database.embedded) await idempotency.releaseAll();
   let isStopping = false;
 
-  const authenticated = authenticate({ auth, sql, administrators, origins });
+  const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, origins });
+  const door = authDoor(auth, origins[0]);
   const operations: readonly Operation[] = [
-    ...authOperations({ auth, door: authDoor(auth, origins[0]), setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE) }),
+    ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
+    ...secondFactorOperations({ door, ...people }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, deploymentId: keys.deploymentId }),
@@ -323,6 +334,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     authenticate: authenticated,
     controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
       authenticate: authenticated,
+      demandStepUp: (principal, action) => demandStepUp(principal, action, signInPolicy(), clock.nowMs()),
       readJson,
       idempotency,
       cursors: boundCursors(keys.hashToken),

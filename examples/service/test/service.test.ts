@@ -141,8 +141,10 @@ describe.each(backends())('the service on %s', (_title, open) => {
   it('signs in with a cookie that scripts cannot read and a bearer, and tells nothing about wrong ones', async () => {
     const signedIn = await signIn(ADMIN);
     admin = bearerOf(signedIn);
-    expect(signedIn.headers.get('set-cookie')).toMatch(/^keyguard\.session_token=[^;]+; Max-Age=86400; Path=\/; HttpOnly; SameSite=Strict$/);
-    expect(Object.keys(signedIn.json)).toEqual(['user']);
+    const [sessionCookie, browserCookie] = signedIn.headers.getSetCookie();
+    expect(browserCookie).toMatch(/^keyguard\.known_browser=[^;]+; Max-Age=15552000; Path=\/api\/auth; HttpOnly; SameSite=Strict$/);
+    expect(sessionCookie).toMatch(/^keyguard\.session_token=[^;]+; Max-Age=86400; Path=\/; HttpOnly; SameSite=Strict$/);
+    expect(Object.keys(signedIn.json)).toEqual(['user', 'second_factor']);
     const wrongPassword = await signIn({ ...ADMIN, password: 'not the password at all' });
     const nobody = await signIn({ email: 'nobody@example.com', password: 'not the password at all' });
     expect([wrongPassword.status, nobody.status]).toEqual([401, 401]);

@@ -3,6 +3,7 @@
  * alone; its secret and the key that signs JWTs come from the key hierarchy, so that a writer of the database can make neither a
  * session nor a JWT.
  */
+import { randomUUID } from 'node:crypto';
 import { betterAuth } from 'better-auth';
 import { bearer } from 'better-auth/plugins/bearer';
 import { jwt } from 'better-auth/plugins/jwt';
@@ -12,13 +13,14 @@ import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';
 import { authKysely } from '../db/auth-dialect.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import * as passwords from './passwords.ts';
+import type { CurrentSignInPolicy } from './policy.ts';
+import { sessionPlugin } from './session-plugin.ts';
 
 /** Where `routes.ts` writes the caller's address; a client's own header of that name never gets so far. */
 export const ADDRESS_HEADER = 'x-keyguard-client-address';
 export const AUTH_PATH = '/api/auth';
 
 const DAY_SECONDS = 24 * 60 * 60;
-const HOUR_SECONDS = 60 * 60;
 
 export interface AuthOptions {
   readonly sql: SqlClient;
@@ -27,6 +29,7 @@ export interface AuthOptions {
   readonly origins: readonly [string, ...string[]];
   /** Of one address; asked at each try. Where it throws, nobody signs in. */
   readonly signInTriesPerMinute: () => number;
+  readonly policy: CurrentSignInPolicy;
   /** What better-auth has to say, without values. */
   readonly log: (level: 'error' | 'warn', message: string) => void;
 }
@@ -38,7 +41,7 @@ export function jwtParty(deploymentId: string): string {
 
 // The types of plugins are inferred, and the routes and the tests use them.
 // oxlint-disable-next-line typescript/explicit-module-boundary-types
-export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: AuthOptions) {
+export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, log }: AuthOptions) {
   // It reads secrets, origins and telemetry settings from the environment, beside and before what it is given here.
   for (const name of Object.keys(process.env)) {
     if (name.startsWith('BETTER_AUTH_') || name === 'AUTH_SECRET') delete process.env[name];
@@ -53,7 +56,7 @@ export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: Au
     privateKey: JSON.stringify(keys.jwt.privateJwk),
     createdAt: new Date(keys.jwt.createdAtMs),
   };
-  return betterAuth({
+  const auth = betterAuth({
     appName: 'KeyGuard',
     baseURL,
     basePath: AUTH_PATH,
@@ -83,7 +86,8 @@ export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: Au
         updatedAt: 'updated_at',
       },
       expiresIn: DAY_SECONDS,
-      updateAge: HOUR_SECONDS,
+      // A session ends when it ends. When it was last used is written down by `standing.ts`.
+      disableSessionRefresh: true,
       cookieCache: { enabled: false },
     },
     account: {
@@ -99,6 +103,13 @@ export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: Au
         refreshTokenExpiresAt: 'refresh_token_expires_at',
         createdAt: 'created_at',
         updatedAt: 'updated_at',
+      },
+    },
+    databaseHooks: {
+      session: {
+        create: {
+          before: async (session) => ({ data: { ...session, expiresAt: new Date(Date.now() + policy().sessionLengthSeconds * 1000) } }),
+        },
       },
     },
     verification: { modelName: 'verifications', fields: { expiresAt: 'expires_at', createdAt: 'created_at', updatedAt: 'updated_at' } },
@@ -123,10 +134,11 @@ export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: Au
       defaultCookieAttributes: { httpOnly: true, sameSite: 'strict', path: '/' },
       ipAddress: { ipAddressHeaders: [ADDRESS_HEADER] },
       // Our migrations are checked by their own checksums; and there is no table for keys of JWTs, on purpose.
-      database: { validateSchema: false },
+      database: { validateSchema: false, generateId: () => randomUUID() },
     },
     plugins: [
       bearer({ requireSignature: true }),
+      sessionPlugin(),
       jwt({
         disableSettingJwtHeader: true,
         jwks: { disablePrivateKeyEncryption: true, keyPairConfig: { alg: 'EdDSA', crv: 'Ed25519' } },
@@ -145,6 +157,11 @@ export function createAuth({ sql, keys, origins, signInTriesPerMinute, log }: Au
       }),
     ],
   });
+  // It knows fixed lengths only. Before any request: they all wait for the same promise.
+  void auth.$context.then(({ sessionConfig }) => {
+    Object.defineProperty(sessionConfig, 'expiresIn', { get: () => policy().sessionLengthSeconds });
+  });
+  return auth;
 }
 
 export type Auth = ReturnType<typeof createAuth>;

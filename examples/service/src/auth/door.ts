@@ -22,6 +22,8 @@ export interface AuthAnswer {
 export interface AuthDoor {
   /** What better-auth answers to `path` below its own; `body` MUST have passed a schema. */
   ask(request: Request, path: `/${string}`, body?: object): Promise<AuthAnswer>;
+  /** Cookie and bearer of a live session whose token was replaced. */
+  handOut(session: { readonly sessionId: string; readonly userId: string }): Promise<AuthAnswer>;
   /** The live session that the request proves, or `null`. */
   session(request: Request): ReturnType<typeof sessionOf>;
 }
@@ -43,9 +45,9 @@ export function authDoor(auth: Auth, origin: string): AuthDoor {
         headers.set('content-type', 'application/json');
         init.body = JSON.stringify(body ?? {});
       }
-      const answer = await auth.handler(new Request(`${origin}${AUTH_PATH}${path}`, init));
-      return { ok: answer.ok, status: answer.status, headers: answer.headers, json: await readAnswer(answer) };
+      return read(await auth.handler(new Request(`${origin}${AUTH_PATH}${path}`, init)));
     },
+    handOut: async ({ sessionId, userId }) => read(await auth.api.handOutSession({ body: { sessionId, userId }, asResponse: true })),
     session: (request) => {
       const headers = new Headers();
       const { authorization, cookie } = request.headers;
@@ -54,6 +56,10 @@ export function authDoor(auth: Auth, origin: string): AuthDoor {
       return sessionOf(auth, headers);
     },
   };
+}
+
+async function read(answer: globalThis.Response): Promise<AuthAnswer> {
+  return { ok: answer.ok, status: answer.status, headers: answer.headers, json: await readAnswer(answer) };
 }
 
 async function readAnswer(answer: globalThis.Response): Promise<Record<string, unknown>> {

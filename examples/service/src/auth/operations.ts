@@ -9,10 +9,15 @@ import type { AuditLog } from '../audit/log.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { accountOf, type Counter } from './attempts.ts';
 import type { Auth } from './better-auth.ts';
+import { userAccount } from './credentials.ts';
 import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
-import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInBody, token } from './schema.ts';
+import type { KnownBrowsers } from './known-browser.ts';
+import { personOf } from './principal.ts';
+import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInAnswer, signInBody, token } from './schema.ts';
 import type { Setup } from './setup.ts';
+import type { TryLimit } from './try-limit.ts';
 
 const TAG = 'Sign-in';
 const MAX_SIGNING_IN = 8;
@@ -25,11 +30,32 @@ export interface AuthOperationsOptions {
   readonly keys: DeploymentKeys;
   /** Tries of setup codes, by address. */
   readonly setupLimiter: RateLimiter;
+  readonly limit: TryLimit;
+  readonly knownBrowsers: KnownBrowsers;
+  /** What a session that has just begun lacks. */
+  readonly lackOf: (userId: string) => Promise<'none' | 'required' | 'setup_required'>;
 }
 
 /** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
-export function authOperations({ auth, door, setup, audit, keys, setupLimiter }: AuthOperationsOptions): readonly Operation[] {
+export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
   let signingIn = 0;
+
+  /** A try that is counted before better-auth judges it. */
+  async function counted(counter: Counter, ask: () => Promise<AuthAnswer>): Promise<AuthAnswer> {
+    const claimed = await limit.claim(counter);
+    let isJudged = false;
+    try {
+      const answer = await ask();
+      // Where it had no time or no database, it did not look at the password.
+      isJudged = answer.status !== 429 && answer.status < 500;
+      if (answer.ok) await limit.succeeded(counter);
+      return answer;
+    } finally {
+      if (!isJudged) await claimed.giveBack();
+    }
+  }
+
+  const lackOfNewSession = async (said: AuthAnswer['json']): Promise<string> => lackOf(userJson(said)!.id);
 
   return [
     operation(
@@ -57,7 +83,7 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter }:
         answers: {
           200: {
             description: 'Signed in',
-            json: signedIn,
+            json: signInAnswer,
             headers: z.object({ 'set-auth-token': z.string().describe('The token of the session, to be sent as a bearer. It lives for a day, and longer while it is used.') }),
           },
         },
@@ -67,16 +93,21 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter }:
         // Each sign-in is several transactions and a key derivation: a burst of them must not stand before everything else.
         if (signingIn >= MAX_SIGNING_IN) throw tooManyRequests(1);
         signingIn += 1;
+        const account = accountOf(body.email);
+        const browserId = knownBrowsers.idOf(request, account);
         let answer: AuthAnswer;
         try {
-          answer = await door.ask(request, '/sign-in/email', body);
+          answer = await counted({ account, of: browserId === null ? 'password' : `password\0${browserId}` }, () => door.ask(request, '/sign-in/email', body));
         } finally {
           signingIn -= 1;
         }
         const entry = signInEntry(answer, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
         if (entry !== null) await audit.record(entry);
         // The token in its body is the stored one, which opens nothing; the bearer is in the header.
-        return passedOn(response, answer, (said) => ({ user: userJson(said) }));
+        const lack = answer.ok ? await lackOfNewSession(answer.json) : null;
+        const passed = passedOn(response, answer, (said) => ({ user: userJson(said), second_factor: lack }));
+        if (browserId === null) response.append('set-cookie', knownBrowsers.newCookie(account));
+        return passed;
       },
     ),
 
@@ -110,13 +141,12 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter }:
         },
         problems: ['invalid_password'],
       },
-      async ({ body, request, response }) => {
-        // Whoever knew the old password may be signed in somewhere.
-        const answer = await door.ask(request, '/change-password', {
-          currentPassword: body.current_password,
-          newPassword: body.new_password,
-          revokeOtherSessions: true,
-        });
+      async ({ body, principal, request, response }) => {
+        const { userId, sessionId } = personOf(principal);
+        const answer = await counted({ account: userAccount(userId), of: `password\0${sessionId}` }, () =>
+          // Whoever knew the old password may be signed in somewhere.
+          door.ask(request, '/change-password', { currentPassword: body.current_password, newPassword: body.new_password, revokeOtherSessions: true }),
+        );
         const user = userJson(answer.json);
         if (answer.ok) await audit.record({ action: 'auth.change_password', outcome: 'success', actor: `user:${user?.id}` });
         return passedOn(response, answer, () => ({ user }));
@@ -151,7 +181,7 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter }:
 
     operation(
       {
-        id: 'getToken', action: 'auth.token', method: 'get', path: '/api/auth/token', tag: TAG, access: 'public',
+        id: 'getToken', action: 'auth.token', method: 'get', path: '/api/auth/token', tag: TAG, access: 'person',
         summary: 'A JWT of this session for a quarter of an hour',
         description: 'Asked for with the token or the cookie of the session itself: a JWT cannot prolong itself. It dies with the session.',
         answers: { 200: { description: 'The JWT', json: token } },

@@ -3,11 +3,12 @@
  * or by the browser's cookie. Any failure to tell is a 401; nobody is ever let through without a name.
  */
 import type { Request } from 'express';
-import type { Administrators, SqlClient } from '@keyguard/storage-node/postgres';
-import { asAuth } from '../db/as-user.ts';
+import type { Administrators } from '@keyguard/storage-node/postgres';
 import { HttpProblem } from '../http/problems.ts';
 import type { Permission } from '../roles/permissions.ts';
 import { sessionOf, type Auth } from './better-auth.ts';
+import { lackOf, type CurrentSignInPolicy } from './policy.ts';
+import type { SecondFactorStanding, Standings } from './standing.ts';
 
 /** A person with a live session. */
 export interface Person {
@@ -18,6 +19,7 @@ export interface Person {
   readonly actor: `user:${string}`;
   readonly sessionId: string;
   readonly isAdministrator: boolean;
+  readonly secondFactor: SecondFactorStanding;
 }
 
 /** A program with a token of its own: somebody else than whoever administers it, and never an administrator. */
@@ -44,8 +46,9 @@ declare global {
 
 export interface AuthenticateOptions {
   readonly auth: Auth;
-  readonly sql: SqlClient;
   readonly administrators: Administrators;
+  readonly standings: Standings;
+  readonly policy: CurrentSignInPolicy;
   /** Whose pages may use the cookie. */
   readonly origins: readonly string[];
 }
@@ -59,11 +62,16 @@ const BEARER = /^Bearer ([\x21-\x7e]{1,4096})$/i;
 const JWT = /^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/;
 const SAFE_METHODS = new Set(['GET', 'HEAD']);
 
+export interface AuthenticateRequest {
+  /** Also let through who has still to prove a second factor, or to set one up. Nobody, if it is not said. */
+  readonly beforeSecondFactor?: boolean;
+}
+
 /** Sets the principal of a request, or throws; once per request. */
-export type Authenticate = (request: Request) => Promise<void>;
+export type Authenticate = (request: Request, how?: AuthenticateRequest) => Promise<void>;
 
 /** Lets through who is signed in, with `request.principal` set, and nobody else. */
-export function authenticate({ auth, sql, administrators, origins }: AuthenticateOptions): Authenticate {
+export function authenticate({ auth, administrators, standings, policy, origins }: AuthenticateOptions): Authenticate {
   const own = new Set(origins);
 
   async function bySession(headers: Headers): Promise<Session | null> {
@@ -75,11 +83,7 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
     const { payload } = await auth.api.verifyJWT({ body: { token } });
     const { sub, sid } = (payload ?? {}) as { sub?: unknown; sid?: unknown };
     if (typeof sub !== 'string' || sub === '' || typeof sid !== 'string' || sid === '') return null;
-    // A session that has ended takes its JWTs along.
-    const { rows } = await asAuth(sql, (tx) =>
-      tx.query('SELECT 1 FROM keyguard_auth.sessions WHERE id = $1 AND user_id = $2 AND expires_at > CURRENT_TIMESTAMP', [sid, sub]),
-    );
-    return rows.length === 1 ? { userId: sub, sessionId: sid } : null;
+    return { userId: sub, sessionId: sid };
   }
 
   async function find(request: Request): Promise<Session | null> {
@@ -97,12 +101,21 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
     return bySession(new Headers({ cookie }));
   }
 
-  return async (request) => {
-    if (request.principal !== undefined) return;
+  async function identify(request: Request): Promise<Person> {
     const found = await find(request);
-    if (found === null) throw new HttpProblem('not_authenticated', 'Sign in first: send a session token or a JWT as a bearer.');
+    // A session that has ended takes its JWTs along.
+    const standing = found === null ? null : await standings.of(found.sessionId, found.userId);
+    if (found === null || standing === null) throw new HttpProblem('not_authenticated', 'Sign in first: send a session token or a JWT as a bearer.');
     const { userId, sessionId } = found;
-    request.principal = { kind: 'person', userId, sessionId, actor: `user:${userId}`, isAdministrator: await administrators.has(userId) };
+    const isAdministrator = await administrators.has(userId);
+    return { kind: 'person', userId, sessionId, actor: `user:${userId}`, isAdministrator, secondFactor: standing.secondFactor };
+  }
+
+  return async (request, { beforeSecondFactor = false } = {}) => {
+    request.principal ??= await identify(request);
+    const { principal } = request;
+    const lack = beforeSecondFactor || principal.kind !== 'person' ? null : lackOf(principal, policy());
+    if (lack !== null) throw lack;
   };
 }
 
@@ -110,4 +123,10 @@ export function authenticate({ auth, sql, administrators, origins }: Authenticat
 export function principalOf(request: Request): Principal {
   if (request.principal === undefined) throw new HttpProblem('not_authenticated', 'Sign in first.');
   return request.principal;
+}
+
+/** The caller of an operation for persons, which lets nobody else come so far. */
+export function personOf(principal: Principal): Person {
+  if (principal.kind !== 'person') throw new HttpProblem('forbidden', 'Only a person may do this.');
+  return principal;
 }

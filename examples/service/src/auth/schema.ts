@@ -9,6 +9,9 @@ export const newPassword = z
   .refine((text) => [...text].length >= MIN_PASSWORD_CHARACTERS, `must have at least ${MIN_PASSWORD_CHARACTERS} characters`)
   .refine((text) => [...text].length <= MAX_PASSWORD_CHARACTERS, `must have at most ${MAX_PASSWORD_CHARACTERS} characters`);
 
+/** Ids of people are UUIDs; those of older rows may be other texts. */
+export const userParams = z.strictObject({ id: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/) });
+
 export const setupBody = z.strictObject({
   code: z.string().max(64),
   email,
@@ -31,6 +34,13 @@ const user = z.object({ id: z.string(), email: z.string(), name: z.string() }).m
 export const administrator = z.object({ user_id: z.string(), email: z.string() });
 
 export const signedIn = z.object({ user });
+
+export const signInAnswer = z.object({
+  user,
+  second_factor: z
+    .enum(['none', 'required', 'setup_required'])
+    .describe('`required`: the session opens nothing until a code went to POST /api/auth/step-up. `setup_required`: nothing until a second factor is set up.'),
+});
 
 export const session = z.object({ user, session: z.object({ id: z.string(), expires_at: time }) });
 

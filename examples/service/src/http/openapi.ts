@@ -18,15 +18,18 @@ const problem = z
 // What every operation may answer with.
 const EVERYWHERE: readonly ProblemCode[] = ['malformed_request', 'invalid_request', 'rate_limited', 'internal_error'];
 const SIGNED_IN: readonly ProblemCode[] = ['not_authenticated', 'forbidden'];
+const LACKING: readonly ProblemCode[] = ['second_factor_required', 'second_factor_setup_required'];
 
-function responsesOf({ access, answers, problems = [] }: Operation): ZodOpenApiResponsesObject {
+function responsesOf({ access, answers, problems = [], stepUp, beforeSecondFactor }: Operation): ZodOpenApiResponsesObject {
   const responses: Record<string, ZodOpenApiResponsesObject[`${1 | 2 | 3 | 4 | 5}${string}`]> = {};
   for (const [status, { description, json, types, headers }] of Object.entries(answers)) {
     const content = json === undefined ? Object.fromEntries((types ?? []).map((type) => [type, {}])) : { 'application/json': { schema: json } };
     responses[status] = { description, ...(headers !== undefined && { headers }), ...(Object.keys(content).length > 0 && { content }) };
   }
   const refusals = new Map<number, ProblemCode[]>();
-  for (const code of [...EVERYWHERE, ...(access === 'public' ? [] : SIGNED_IN), ...problems]) {
+  const proofs: readonly ProblemCode[] = access === 'public' ? [] : beforeSecondFactor === true ? [] : LACKING;
+  const stepUps: readonly ProblemCode[] = stepUp === undefined ? [] : ['step_up_required'];
+  for (const code of [...EVERYWHERE, ...(access === 'public' ? [] : SIGNED_IN), ...proofs, ...stepUps, ...problems]) {
     refusals.set(problemStatus(code), [...(refusals.get(problemStatus(code)) ?? []), code]);
   }
   for (const [status, codes] of refusals) {

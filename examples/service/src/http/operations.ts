@@ -8,7 +8,9 @@ import { Router, type Request, type RequestHandler, type Response } from 'expres
 import type { ZodObject, ZodType, infer as Infer } from 'zod';
 import * as z from 'zod';
 import type { JsonValue } from '@keyguard/core/seams';
-import { principalOf, type Principal } from '../auth/principal.ts';
+import { UsageError } from '@keyguard/core/errors';
+import type { StepUpAction } from '../auth/policy.ts';
+import { principalOf, type Authenticate, type Principal } from '../auth/principal.ts';
 import type { Permission } from '../roles/permissions.ts';
 import type { Cursors, ListIdentity } from './cursors.ts';
 import { readIdempotencyKey, type Idempotency } from './idempotency.ts';
@@ -74,6 +76,10 @@ export interface OperationSpec<Params extends ZodObject, Query extends ZodObject
    * the transaction that creates; only a success is kept, and a refusal sets the key free.
    */
   readonly idempotent?: true;
+  /** What the settings may demand a fresh second factor for: 403 `step_up_required` until it was proven again. */
+  readonly stepUp?: StepUpAction;
+  /** Also for a session in which a second factor is still lacking, and with it the right to do anything else. */
+  readonly beforeSecondFactor?: boolean;
   /** A path whose parameters do not pass is the path of nothing: 404. */
   readonly params?: Params;
   readonly query?: Query;
@@ -100,7 +106,9 @@ export function operation<Params extends ZodObject = Nothing, Query extends ZodO
 
 export interface OperationRouterOptions {
   /** Sets the principal of a request, or throws. */
-  readonly authenticate: (request: Request) => Promise<void>;
+  readonly authenticate: Authenticate;
+  /** Throws where the settings demand a fresh second factor for `action`. MUST be there where an operation names an action. */
+  readonly demandStepUp?: (principal: Principal, action: StepUpAction) => void;
   readonly readJson: JsonReader;
   readonly idempotency: Idempotency;
   readonly cursors: Cursors;
@@ -136,16 +144,20 @@ export function operationRouter(operations: readonly Operation[], options: Opera
   return router;
 }
 
-function answering(one: Operation, { authenticate, readJson, idempotency, cursors, origins, onRefused }: OperationRouterOptions): RequestHandler {
+function answering(one: Operation, { authenticate, demandStepUp, readJson, idempotency, cursors, origins, onRefused }: OperationRouterOptions): RequestHandler {
   const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
   const isList = 'cursor' in querySchema.shape;
   const types = typesOf(one.answers);
+  if (one.stepUp !== undefined && (demandStepUp === undefined || one.access === 'public')) {
+    throw new UsageError('invalid_option', `${one.id} demands a second factor, and nobody asks for it.`);
+  }
   return async (request, response) => {
     try {
       if (one.method !== 'get' && (one.access === 'public' || one.setsCookies === true)) demandOwnPage(request, origins);
       if (one.access !== 'public') {
-        await authenticate(request);
+        await authenticate(request, { beforeSecondFactor: one.beforeSecondFactor === true });
         demandAccess(principalOf(request), one.access);
+        if (one.stepUp !== undefined) demandStepUp?.(principalOf(request), one.stepUp);
       }
       demandAcceptable(request, types);
       const ifMatch = ifMatchOf(request, one.problems);

@@ -23,7 +23,7 @@ export function stillStands(access: Access): StillStands {
   return async (tx, { createdBy, permissions, ownerId, projectId }) => {
     if (createdBy === ownerId) return true;
     const theirs = await asUser(tx, createdBy, (as) =>
-      access.permissionsOn(as, { kind: 'person', userId: createdBy, actor: `user:${createdBy}`, sessionId: '', isAdministrator: false }, { ownerId, projectId, shared: [] }),
+      access.permissionsOn(as, { kind: 'person', userId: createdBy, actor: `user:${createdBy}`, sessionId: '', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } }, { ownerId, projectId, shared: [] }),
     );
     return theirs.has('secrets:share') && permissions.every((permission) => theirs.has(permission as Permission));
   };

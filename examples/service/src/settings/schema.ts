@@ -33,6 +33,9 @@ const GROUPS = {
       .refine((actions) => new Set(actions).size === actions.length, 'must name each action once')
       .describe('For which actions a person must have proven a factor just before.'),
     freshness_s: z.int().min(30).max(DAY_SECONDS).describe('For how many seconds such a proof is good.'),
+    service_accounts: z
+      .enum(['refused', 'allowed'])
+      .describe('Whether service accounts, which have no second factor, may do what demands one of people.'),
   }),
   sessions: z.strictObject({
     length_s: z.int().min(5 * MINUTE_SECONDS).max(90 * DAY_SECONDS).describe('After how many seconds a session ends, however much it is used.'),
@@ -135,7 +138,8 @@ export interface SettingsDefaults {
 export function defaultDocument({ requestsPerMinute, enrollmentsPerMinute }: SettingsDefaults): SettingsDocument {
   return {
     mfa: { required_for: 'nobody' },
-    step_up: { actions: ['reveal', 'share', 'approve'], freshness_s: 10 * MINUTE_SECONDS },
+    // Nobody has a second factor where nobody has set one up yet.
+    step_up: { actions: [], freshness_s: 10 * MINUTE_SECONDS, service_accounts: 'refused' },
     sessions: { length_s: DAY_SECONDS, idle_timeout_s: DAY_SECONDS },
     rotation: { every_days: 90, overlap_s: DAY_SECONDS },
     network: { control_plane_allowlist: ['0.0.0.0/0', '::/0'] },

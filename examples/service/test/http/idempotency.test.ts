@@ -117,7 +117,7 @@ describe('an Idempotency-Key', () => {
 });
 
 describe('a claim', () => {
-  const PRINCIPAL: Person = { kind: 'person', userId: 'owner', actor: 'user:owner', sessionId: 's', isAdministrator: false };
+  const PRINCIPAL: Person = { kind: 'person', userId: 'owner', actor: 'user:owner', sessionId: 's', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } };
   let database: PGlite;
   let sql: SqlClient;
   let audit: AuditLog;

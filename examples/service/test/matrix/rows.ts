@@ -45,6 +45,15 @@ export const ROWS: Readonly<Record<string, Row>> = {
   getToken: { answers: signedIn(200, { service_account: 401 }) },
   getJwks: { answers: all(200) },
 
+  getSecondFactor: { answers: signedIn(200, { service_account: 403 }) },
+  // With a password that nobody has here, and codes of nothing: a second factor would shut the other rows out.
+  beginSecondFactor: { call: () => ({ body: { password: 'not the password of anybody' } }), answers: signedIn(400, { service_account: 403 }) },
+  activateSecondFactor: { call: () => ({ body: { code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
+  stepUp: { call: () => ({ body: { code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
+  renewBackupCodes: { call: () => ({ body: { code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
+  disableSecondFactor: { call: () => ({ body: { password: 'a long and quiet password', code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
+  removeSecondFactor: { call: ({ people }) => ({ params: { id: people.owner.userId } }), answers: administrators(404) },
+
   createEnrollmentCode: { call: () => ({ body: {} }), answers: signedIn(201) },
   listEnrollmentCodes: { answers: signedIn(200) },
   revokeEnrollmentCode: { call: async (world) => ({ params: { id: (await newEnrollmentCode(world)).id } }), answers: owners(204, { administrator: 204 }) },

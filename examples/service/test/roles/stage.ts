@@ -53,7 +53,7 @@ export async function addProject({ sql, clock }: Stage, ownerId: string): Promis
 }
 
 export function person(userId: string, isAdministrator = false): Person {
-  return { kind: 'person', userId, actor: `user:${userId}`, sessionId: 'session', isAdministrator };
+  return { kind: 'person', userId, actor: `user:${userId}`, sessionId: 'session', isAdministrator, secondFactor: { isSetUp: false, provenAtMs: null } };
 }
 
 export function program(userId: string, scopes: readonly Permission[]): ServiceAccount {

@@ -1,0 +1,50 @@
+/** The passwords of people, as they are kept: checked for somebody who is signed in already, and set for somebody who holds a link. */
+import { randomUUID } from 'node:crypto';
+import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import { asAuth } from '../db/as-user.ts';
+import { HttpProblem } from '../http/problems.ts';
+import type { TryLimit } from './try-limit.ts';
+import * as passwords from './passwords.ts';
+import type { Person } from './principal.ts';
+
+export interface Credentials {
+  /**
+   * Demands the password again from who is signed in; of somebody who has none, nothing. Counted by session: guessing here locks
+   * nobody else out.
+   * @throws HttpProblem `invalid_password`, `rate_limited`
+   */
+  demand(person: Person, password: string | undefined): Promise<void>;
+}
+
+export function createCredentials({ sql, limit }: { readonly sql: SqlClient; readonly limit: TryLimit }): Credentials {
+  return {
+    async demand({ userId, sessionId }, password) {
+      const { rows } = await asAuth(sql, (tx) =>
+        tx.query<{ password: string }>(
+          `SELECT password FROM keyguard_auth.accounts WHERE user_id = $1 AND provider_id = 'credential' AND password IS NOT NULL`,
+          [userId],
+        ),
+      );
+      const hash = rows[0]?.password;
+      if (hash === undefined) return;
+      const counter = { account: userAccount(userId), of: `password\0${sessionId}` };
+      await limit.claim(counter);
+      if (password === undefined || !(await passwords.verify({ hash, password }))) throw new HttpProblem('invalid_password', 'This is not your password.');
+      await limit.succeeded(counter);
+    },
+  };
+}
+
+/** What is counted for a person, by whatever address. */
+export function userAccount(userId: string): string {
+  return `user\0${userId}`;
+}
+
+/** Writes the hash of a password in the caller's transaction, in the place of the one before. */
+export async function setPasswordIn(tx: SqlTransaction, userId: string, hash: string): Promise<void> {
+  await tx.query(
+    `INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, 'credential', $3)
+      ON CONFLICT (provider_id, account_id) DO UPDATE SET password = excluded.password, updated_at = CURRENT_TIMESTAMP`,
+    [randomUUID(), userId, hash],
+  );
+}

@@ -1,0 +1,55 @@
+/** What the operations of sign-in share, put together once. */
+import type { Clock } from '@keyguard/core/seams';
+import type { Administrators, SqlClient } from '@keyguard/storage-node/postgres';
+import type { AuditLog } from '../audit/log.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { createAttempts, type Attempts } from './attempts.ts';
+import { createCredentials, type Credentials } from './credentials.ts';
+import { createKnownBrowsers, type KnownBrowsers } from './known-browser.ts';
+import { lackOf, type CurrentSignInPolicy } from './policy.ts';
+import { createSecondFactors, type SecondFactors } from './second-factor.ts';
+import { createStandings, type Standings } from './standing.ts';
+import { createTryLimit, type TryLimit } from './try-limit.ts';
+
+export interface People {
+  readonly attempts: Attempts;
+  readonly limit: TryLimit;
+  readonly credentials: Credentials;
+  readonly knownBrowsers: KnownBrowsers;
+  readonly standings: Standings;
+  readonly factors: SecondFactors;
+  /** What a session of this person's lacks that has just begun. */
+  readonly lackOf: (userId: string) => Promise<'none' | 'required' | 'setup_required'>;
+}
+
+export interface PeopleOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  readonly audit: AuditLog;
+  readonly administrators: Administrators;
+  readonly policy: CurrentSignInPolicy;
+  /** Whether people reach the service by https. */
+  readonly isSecure: boolean;
+  readonly clock?: Clock;
+}
+
+export function createPeople({ sql, keys, audit, administrators, policy, isSecure, ...rest }: PeopleOptions): People {
+  const attempts = createAttempts({ sql, hash: keys.hashToken, ...rest });
+  const limit = createTryLimit({ attempts, audit, pseudonym: keys.pseudonym, ...rest });
+  const standings = createStandings({ sql, rowMacKey: keys.rowMacKey, policy, ...rest });
+  const factors = createSecondFactors({ sql, keys, audit, limit, standings, ...rest });
+  return {
+    attempts,
+    limit,
+    standings,
+    factors,
+    credentials: createCredentials({ sql, limit }),
+    knownBrowsers: createKnownBrowsers({ hash: keys.hashToken, isSecure }),
+    async lackOf(userId) {
+      const { isSetUp } = await factors.stateOf(userId);
+      if (isSetUp) return 'required';
+      const isAdministrator = await administrators.has(userId);
+      return lackOf({ isAdministrator, secondFactor: { isSetUp, provenAtMs: null } }, policy()) === null ? 'none' : 'setup_required';
+    },
+  };
+}
