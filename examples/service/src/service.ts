@@ -29,7 +29,7 @@ import {
 } from '@keyguard/storage-node/postgres';
 import { providerKeys } from './api-keys/provider-keys.ts';
 import { apiKeyOperations } from './api-keys/operations.ts';
-import { createApiKeys } from './api-keys/store.ts';
+import { createApiKeys, sealedApiKeys } from './api-keys/store.ts';
 import { createApp } from './app.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
 import { refusalSampler } from './audit/refusal-sampling.ts';
@@ -52,12 +52,15 @@ import { sightings } from './devices/sightings.ts';
 import { watchDevices } from './devices/watching.ts';
 import { boundCursors } from './http/cursors.ts';
 import { healthRoutes } from './http/health.ts';
-import { createIdempotency } from './http/idempotency.ts';
+import { createIdempotency, sealedReplies } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
 import { openApiOperations } from './http/openapi.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
 import { problemType } from './http/problems.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
+import { runKekRotation } from './keys/kek-rotation.ts';
+import { keyOperations } from './keys/operations.ts';
+import type { SealedTable } from './keys/sealed-tables.ts';
 import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { openaiUpstream } from './llm/openai.ts';
@@ -167,6 +170,11 @@ async function openDatabase(config: Config, log: Logger): Promise<Database> {
   }
 }
 
+/** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
+export function sealedTables(deploymentId: string): readonly SealedTable[] {
+  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId)];
+}
+
 /** Starts everything; what was started is stopped again where a later part fails. */
 export async function startService(options: StartOptions): Promise<Service> {
   const undo: (() => unknown)[] = [];
@@ -205,6 +213,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
   const audit = auditLog(sql, keys);
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
+  const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
+  undo.push(() => kekRotation.stop());
   const systemRoles = await prepareSystemRoles({ sql, rowMacKey: keys.rowMacKey, clock: systemClock });
   if (systemRoles.tampered.length > 0) log.error({ roles: systemRoles.tampered }, 'system roles had been changed in the database, and were written anew');
   if (systemRoles.taken.length > 0) log.warn({ roles: systemRoles.taken }, 'roles of people have the names of system roles, which are therefore missing');
@@ -312,6 +322,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, deploymentId: keys.deploymentId }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
+    ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),
   ];
 
   listener = createApp({
@@ -390,6 +401,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       proxy.close();
       await demo?.close();
       await seen.flush().catch(onFault);
+      await kekRotation.stop();
       watch.stop();
       settings.stop();
       redis?.close();

@@ -14,6 +14,7 @@ import { fromBase64Url, toBase64Url } from '@keyguard/core/bytes';
 import type { AuditLog } from '../audit/log.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { SealedTable } from '../keys/sealed-tables.ts';
 
 /** The project that every deployment begins with. */
 export const DEFAULT_PROJECT_ID = 'default';
@@ -111,17 +112,26 @@ function storedKey(row: MetadataRow): StoredApiKey {
   };
 }
 
+/** Project and provider are in the place too: a row that is moved to another project does not open there. */
+function placeIn(deploymentId: string, id: string, projectId: string, provider: string, version: number): VaultPlace {
+  return { deploymentId, table: TABLE, row: id, column: 'value', version, purpose: `provider-key\n${provider}\n${projectId}` };
+}
+
+/** For the rotation of the key that wraps theirs. */
+export function sealedApiKeys(deploymentId: string): SealedTable {
+  return {
+    name: `keyguard.${TABLE}`,
+    key: [['id', 'text']],
+    columns: ['t.project_id', 't.provider', 't.current_version'],
+    place: ({ id, project_id: projectId, provider, current_version: version }) =>
+      placeIn(deploymentId, id as string, projectId as string, provider as string, version as number),
+  };
+}
+
 export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock }: ApiKeysOptions): ApiKeys {
   const primitives = nodeVaultPrimitives();
-  // Project and provider are in the place too: a row that is moved to another project does not open there.
-  const placeOf = (id: string, projectId: string, provider: string, version: number): VaultPlace => ({
-    deploymentId: keys.deploymentId,
-    table: TABLE,
-    row: id,
-    column: 'value',
-    version,
-    purpose: `provider-key\n${provider}\n${projectId}`,
-  });
+  const placeOf = (id: string, projectId: string, provider: string, version: number): VaultPlace =>
+    placeIn(keys.deploymentId, id, projectId, provider, version);
 
   async function openRow(row: SealedRow): Promise<string> {
     const sealed: SealedValue = {

@@ -4,6 +4,7 @@
  */
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
+import { addKeyCommands } from './key-commands.ts';
 import { sessionFile } from './session-file.ts';
 import { ask, askSecret, CommandError, confirm, print, printJson, remark, table, when } from './terminal.ts';
 
@@ -228,7 +229,8 @@ function move(device: Json): void {
   show(device, () => `${text(device['label']) ?? String(device['id'])} (key ${keyOf(device)}…) is ${String(device['status'])} now.`);
 }
 
-const keys = program.command('keys').description('the provider keys that devices use and never see');
+const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
+addKeyCommands(keys, { api, show });
 
 keys
   .command('add')

@@ -21,6 +21,7 @@ import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser } from '../db/as-user.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { SealedTable } from '../keys/sealed-tables.ts';
 import type { Answer } from './operations.ts';
 import { HttpProblem } from './problems.ts';
 import { beforeEntry } from './request-context.ts';
@@ -98,17 +99,40 @@ interface Claim {
   readonly claimId: string;
 }
 
-export function createIdempotency({ sql, keys, audit, onFault, clock = systemClock }: IdempotencyOptions): Idempotency {
-  const primitives = nodeVaultPrimitives();
-  const placeOf = ({ userId, operation, keyHash, fingerprint, claimId }: Claim): VaultPlace => ({
-    deploymentId: keys.deploymentId,
+type ReplyPlace = Pick<Claim, 'userId' | 'operation' | 'keyHash' | 'fingerprint' | 'claimId'>;
+
+function replyPlace(deploymentId: string, { userId, operation, keyHash, fingerprint, claimId }: ReplyPlace): VaultPlace {
+  return {
+    deploymentId,
     table: 'idempotency_keys',
     row: claimId,
     column: 'reply',
     version: 1,
     // All that says whose answer to what it is: a row that was changed to somebody else's does not open.
     purpose: `idempotent-reply\n${operation}\n${userId}\n${keyHash}\n${fingerprint}`,
-  });
+  };
+}
+
+/** For the rotation of the key that wraps theirs. */
+export function sealedReplies(deploymentId: string): SealedTable {
+  return {
+    name: 'keyguard.idempotency_keys',
+    key: [['id', 'text']],
+    columns: ['t.user_id', 't.operation', 't.key_hash', 't.fingerprint', 't.claim_id'],
+    place: (row) =>
+      replyPlace(deploymentId, {
+        userId: row['user_id'] as string,
+        operation: row['operation'] as string,
+        keyHash: row['key_hash'] as string,
+        fingerprint: row['fingerprint'] as string,
+        claimId: row['claim_id'] as string,
+      }),
+  };
+}
+
+export function createIdempotency({ sql, keys, audit, onFault, clock = systemClock }: IdempotencyOptions): Idempotency {
+  const primitives = nodeVaultPrimitives();
+  const placeOf = (claim: ReplyPlace): VaultPlace => replyPlace(keys.deploymentId, claim);
 
   /** The claim, held from now on; or the row of whoever has, or had, it. */
   async function take(tx: SqlTransaction, claim: Claim): Promise<Row | null> {

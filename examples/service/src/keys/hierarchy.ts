@@ -7,12 +7,12 @@
 import { createHmac, createPrivateKey, createPublicKey, createSecretKey, randomBytes, randomUUID } from 'node:crypto';
 import { toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { UsageError } from '@keyguard/core/errors';
-import type { AuditMacKey, Bytes, Clock, KeyProvider } from '@keyguard/core/seams';
+import type { AuditMacKey, Bytes, Clock, KeyRecordState } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
-import { aesKeyProvider, lengthPrefixed } from '@keyguard/core/vault';
+import { lengthPrefixed } from '@keyguard/core/vault';
 import { nodeMacKey, type KeyRecord, type KeyRecords, type RowMacKey } from '@keyguard/storage-node/postgres';
-import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import type { RootKeyConfig } from '../config.ts';
+import { openKeyring, type Keyring } from './keyring.ts';
 import { openRoot, type Root } from './root.ts';
 
 const KEY_BYTES = 32;
@@ -38,7 +38,7 @@ export interface DeploymentKeys {
   /** Random, and in every AAD. */
   readonly deploymentId: string;
   /** Wraps the keys of stored values. */
-  readonly kek: KeyProvider;
+  readonly kek: Keyring;
   readonly auditMacKey: AuditMacKey;
   readonly rowMacKey: RowMacKey;
   /** For codes and tokens of which only the hash is kept. */
@@ -68,12 +68,12 @@ function primaryOf(records: readonly KeyRecord[], purpose: Purpose): KeyRecord |
   return records.find((record) => record.purpose === purpose && record.state === 'primary');
 }
 
-async function makeRecord(root: Root, purpose: Purpose, deploymentId: string, nowMs: number): Promise<KeyRecord> {
+async function makeRecord(root: Root, purpose: Purpose, deploymentId: string, nowMs: number, state: KeyRecordState = 'primary'): Promise<KeyRecord> {
   const id = `${purpose}-${randomUUID()}`;
   const key: Bytes = Uint8Array.from(randomBytes(KEY_BYTES));
   try {
     const { bytes } = await root.keyProvider.wrap(key, context(deploymentId, purpose, id));
-    return { id, purpose, state: 'primary', wrapped: bytes, rootId: root.rootId, createdAtMs: nowMs };
+    return { id, purpose, state, wrapped: bytes, rootId: root.rootId, createdAtMs: nowMs };
   } finally {
     key.fill(0);
   }
@@ -105,8 +105,7 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
     const record = primaryOf(kept, purpose)!;
     return { record, key: await unwrap(root, record, purpose, deploymentId) };
   };
-  const [kek, auditMac, rowMac, tokenHash, pseudonym, fingerprint, sessionSecret, jwtSigning] = await Promise.all([
-    open('kek'),
+  const [auditMac, rowMac, tokenHash, pseudonym, fingerprint, sessionSecret, jwtSigning] = await Promise.all([
     open('audit-mac'),
     open('row-mac'),
     open('token-hash'),
@@ -117,7 +116,11 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
   ]);
   return {
     deploymentId,
-    kek: await aesKeyProvider({ kekId: kek.record.id, key: kek.key, primitives: nodeVaultPrimitives() }),
+    kek: await openKeyring({
+      records,
+      openRecord: (record) => unwrap(root, record, 'kek', deploymentId),
+      makeRecord: () => makeRecord(root, 'kek', deploymentId, clock.nowMs(), 'pre-active'),
+    }),
     auditMacKey: nodeMacKey({ keyId: auditMac.record.id, key: auditMac.key }),
     rowMacKey: nodeMacKey({ keyId: rowMac.record.id, key: rowMac.key }),
     hashToken: keyedHash(tokenHash.key),

@@ -1,0 +1,75 @@
+/** `keyguard keys rotate` and what belongs to it: the keys under which the service seals. */
+import { setTimeout as pause } from 'node:timers/promises';
+import { Argument, type Command } from 'commander';
+import type { Api, Json } from './api.ts';
+import { COMMAND } from './api.ts';
+import { confirm, CommandError, remark, table, when } from './terminal.ts';
+
+const POLL_MS = 500;
+const ROTATIONS = '/api/operations/kek-rotations';
+const KEKS = '/api/operations/keks';
+
+export interface KeyCommandOptions {
+  readonly api: () => Api;
+  readonly show: (value: unknown, text: () => string) => void;
+}
+
+function progress(rotation: Json): string {
+  const { state, rewrapped, remaining, damaged } = rotation;
+  if (state === 'done') return `Done: ${String(rewrapped)} values have moved to ${String(rotation['to_kek_id'])}. ${String(rotation['from_kek_id'])} is disabled.`;
+  if (state === 'rewrapping') {
+    const left = remaining === null ? '' : `, ${String(remaining)} to go`;
+    const stuck = Number(damaged) > 0 ? ` ${String(damaged)} of them do not open: the old key stays in use for them. The log of the service says more.` : '';
+    return `${String(rewrapped)} values have moved to the new key${left}.${stuck}`;
+  }
+  return state === 'distributing' ? 'The new key is made; it takes over when every replica holds it.' : 'The new key is being made.';
+}
+
+export function addKeyCommands(keys: Command, { api, show }: KeyCommandOptions): void {
+  keys
+    .command('rotate')
+    .description('let a new key encryption key take over; every stored value stays readable')
+    .addArgument(new Argument('<what>', 'the key encryption key').choices(['kek']))
+    .option('--wait', 'until it is done')
+    .action(async (_what: string, { wait = false }: { wait?: boolean }) => {
+      const server = api();
+      let rotation = await server.sendSigned('POST', ROTATIONS);
+      for (;;) {
+        if (!wait || rotation['state'] === 'done') break;
+        if (Number(rotation['damaged']) > 0) throw new CommandError(progress(rotation));
+        await pause(POLL_MS);
+        rotation = await server.sendSigned('GET', `${ROTATIONS}/${String(rotation['id'])}`);
+      }
+      show(rotation, () => (rotation['state'] === 'done' ? progress(rotation) : `${progress(rotation)} It goes on in the background:  ${COMMAND} keys rotation`));
+    });
+
+  keys
+    .command('rotation')
+    .description('how far the last rotation of the key encryption key has come')
+    .action(async () => {
+      const { data } = await api().sendSigned('GET', ROTATIONS);
+      const rotation = (data as readonly Json[])[0] ?? null;
+      show(rotation, () => (rotation === null ? `There was none yet:  ${COMMAND} keys rotate kek` : progress(rotation)));
+    });
+
+  keys
+    .command('keks')
+    .description('the key encryption keys, newest first')
+    .action(async () => {
+      const { data } = await api().sendSigned('GET', KEKS);
+      const rows = data as readonly Json[];
+      show(rows, () => table(['ID', 'STATE', 'WRAPS', 'MADE'], rows.map((row) => [String(row['id']), String(row['state']), String(row['wraps']), when(row['created_at'])])));
+    });
+
+  keys
+    .command('destroy-kek')
+    .description('destroy a key encryption key that is disabled, for ever')
+    .argument('<id>')
+    .option('--yes', 'do not ask')
+    .action(async (id: string, { yes = false }: { yes?: boolean }) => {
+      if (!yes && !(await confirm(`Destroy ${id}? Only backups from before have its bytes then.`))) throw new CommandError('Not destroyed.');
+      const destroyed = await api().sendSigned('POST', `${KEKS}/${encodeURIComponent(id)}/destroy`);
+      show(destroyed, () => `${id} is destroyed.`);
+      remark('Backups that were made before still hold it: destroy them too, if the key must be gone.');
+    });
+}
