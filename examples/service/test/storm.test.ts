@@ -1,0 +1,19 @@
+/** The short form of `storm.slow.test.ts`: one storm, judged by the middle one of the calls in it. */
+import { afterAll, describe, expect, it } from 'vitest';
+import { embeddedBackend } from './stage.ts';
+import { describeStorm, measureStorm } from './storm/run.ts';
+
+describe('a storm of sign-ins', () => {
+  const backend = embeddedBackend();
+  afterAll(() => backend.stop());
+
+  it('is no reason to make the calls of devices wait, nor to refuse them', async () => {
+    const result = await measureStorm(backend, { signIns: 200, rounds: 1 });
+    process.stdout.write(describeStorm(result));
+    expect(result.calls).toEqual([200]);
+    const [{ quiet, storm }] = result.rounds as [(typeof result.rounds)[number]];
+    expect(storm.p50Ms - quiet.p50Ms).toBeLessThan(50);
+    // Some sign in, and whoever is too much is told to come again.
+    expect(Object.keys(result.signIns).toSorted()).toEqual(['200', '429']);
+  }, 60_000);
+});
