@@ -18,9 +18,15 @@ import { personOf } from './principal.ts';
 import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInAnswer, signInBody, token } from './schema.ts';
 import type { Setup } from './setup.ts';
 import type { TryLimit } from './try-limit.ts';
+import { turns } from './turns.ts';
 
 const TAG = 'Sign-in';
-const MAX_SIGNING_IN = 8;
+// Each sign-in is several transactions and a key derivation: more of them at once would make everybody wait for the database, and
+// none of them done sooner.
+const SIGNING_IN_AT_A_TIME = 2;
+// As many as are through within some five seconds.
+const MAX_WAITING_TO_SIGN_IN = 48;
+const MAX_OF_ONE_ADDRESS = 12;
 
 export interface AuthOperationsOptions {
   readonly auth: Auth;
@@ -38,7 +44,7 @@ export interface AuthOperationsOptions {
 
 /** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
 export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
-  let signingIn = 0;
+  const inTurn = turns({ atATime: SIGNING_IN_AT_A_TIME, maxWaiting: MAX_WAITING_TO_SIGN_IN, maxPerHolder: MAX_OF_ONE_ADDRESS, refusal: () => tooManyRequests(5) });
 
   /** A try that is counted before better-auth judges it. */
   async function counted(counter: Counter, ask: () => Promise<AuthAnswer>): Promise<AuthAnswer> {
@@ -90,17 +96,10 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         problems: ['invalid_email_or_password'],
       },
       async ({ body, request, response }) => {
-        // Each sign-in is several transactions and a key derivation: a burst of them must not stand before everything else.
-        if (signingIn >= MAX_SIGNING_IN) throw tooManyRequests(1);
-        signingIn += 1;
         const account = accountOf(body.email);
         const browserId = knownBrowsers.idOf(request, account);
-        let answer: AuthAnswer;
-        try {
-          answer = await counted({ account, of: browserId === null ? 'password' : `password\0${browserId}` }, () => door.ask(request, '/sign-in/email', body));
-        } finally {
-          signingIn -= 1;
-        }
+        const counter = { account, of: browserId === null ? 'password' : `password\0${browserId}` };
+        const answer = await inTurn(() => counted(counter, () => door.ask(request, '/sign-in/email', body)), ipBucket(request.ip ?? null));
         const entry = signInEntry(answer, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
         if (entry !== null) await audit.record(entry);
         // The token in its body is the stored one, which opens nothing; the bearer is in the header.

@@ -1,30 +1,20 @@
 /**
- * Hashing of people's passwords (scrypt, by better-auth), a few at a time: a burst of sign-ins must not hold every thread of the
- * process, and what waits too long in line is refused.
+ * Hashing of people's passwords (scrypt, by better-auth), so that a burst of sign-ins takes neither every thread of the process nor
+ * every core of the machine: one core is left to whatever else is asked, and what waits too long in line is refused.
  */
+import { availableParallelism } from 'node:os';
 import { hashPassword, verifyPassword } from 'better-auth/crypto';
 import { UnavailableError } from '@keyguard/core/errors';
+import { turns } from './turns.ts';
 
-const AT_A_TIME = 2;
-const MAX_WAITING = 32;
+// Of the four threads that also read files, look names up and derive keys, half at most.
+const MOST_AT_A_TIME = 2;
 
-let running = 0;
-const waiting: (() => void)[] = [];
-
-async function inTurn<T>(work: () => Promise<T>): Promise<T> {
-  if (running >= AT_A_TIME) {
-    if (waiting.length >= MAX_WAITING) throw new UnavailableError('password_hash', 'Too many passwords wait to be checked.', { code: 'overloaded' });
-    // Whoever ends hands its place over, so `running` stays as it is.
-    await new Promise<void>((resolve) => waiting.push(resolve));
-  } else running += 1;
-  try {
-    return await work();
-  } finally {
-    const next = waiting.shift();
-    if (next === undefined) running -= 1;
-    else next();
-  }
-}
+const inTurn = turns({
+  atATime: Math.max(1, Math.min(MOST_AT_A_TIME, availableParallelism() - 1)),
+  maxWaiting: 32,
+  refusal: () => new UnavailableError('password_hash', 'Too many passwords wait to be checked.', { code: 'overloaded' }),
+});
 
 /** @param password secret */
 export function hash(password: string): Promise<string> {
