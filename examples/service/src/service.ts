@@ -41,6 +41,7 @@ import { createPeople } from './auth/people.ts';
 import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
 import { authenticate } from './auth/principal.ts';
 import { secondFactorOperations } from './auth/second-factor-operations.ts';
+import { sessionOperations } from './auth/session-operations.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
@@ -318,6 +319,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
+    ...sessionOperations({ sql, audit, ...people }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, deploymentId: keys.deploymentId }),
@@ -363,7 +365,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       work().catch(onFault);
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
-  const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
+  const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);

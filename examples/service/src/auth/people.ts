@@ -8,6 +8,7 @@ import { createCredentials, type Credentials } from './credentials.ts';
 import { createKnownBrowsers, type KnownBrowsers } from './known-browser.ts';
 import { lackOf, type CurrentSignInPolicy } from './policy.ts';
 import { createSecondFactors, type SecondFactors } from './second-factor.ts';
+import { createSessions, type Sessions } from './sessions.ts';
 import { createStandings, type Standings } from './standing.ts';
 import { createTryLimit, type TryLimit } from './try-limit.ts';
 
@@ -18,6 +19,9 @@ export interface People {
   readonly knownBrowsers: KnownBrowsers;
   readonly standings: Standings;
   readonly factors: SecondFactors;
+  readonly sessions: Sessions;
+  /** Deletes what counts no longer. */
+  readonly purge: () => Promise<void>;
   /** What a session of this person's lacks that has just begun. */
   readonly lackOf: (userId: string) => Promise<'none' | 'required' | 'setup_required'>;
 }
@@ -38,9 +42,15 @@ export function createPeople({ sql, keys, audit, administrators, policy, isSecur
   const limit = createTryLimit({ attempts, audit, pseudonym: keys.pseudonym, ...rest });
   const standings = createStandings({ sql, rowMacKey: keys.rowMacKey, policy, ...rest });
   const factors = createSecondFactors({ sql, keys, audit, limit, standings, ...rest });
+  const sessions = createSessions({ sql, audit, policy });
   return {
     attempts,
     limit,
+    sessions,
+    async purge() {
+      await attempts.purge();
+      await sessions.purge();
+    },
     standings,
     factors,
     credentials: createCredentials({ sql, limit }),

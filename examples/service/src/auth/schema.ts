@@ -9,8 +9,9 @@ export const newPassword = z
   .refine((text) => [...text].length >= MIN_PASSWORD_CHARACTERS, `must have at least ${MIN_PASSWORD_CHARACTERS} characters`)
   .refine((text) => [...text].length <= MAX_PASSWORD_CHARACTERS, `must have at most ${MAX_PASSWORD_CHARACTERS} characters`);
 
-/** Ids of people are UUIDs; those of older rows may be other texts. */
-export const userParams = z.strictObject({ id: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/) });
+/** New ids of people and sessions are UUIDs; older ones are other texts. */
+export const textId = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/);
+export const userParams = z.strictObject({ id: textId });
 
 export const setupBody = z.strictObject({
   code: z.string().max(64),

@@ -3,7 +3,7 @@
  * a row fails `matrix.test.ts`.
  */
 import { PRINCIPALS, type Who } from './stage.ts';
-import { newDevice, newEnrollmentCode, type World } from './world.ts';
+import { newDevice, newEnrollmentCode, newSession, type World } from './world.ts';
 
 export interface Call {
   readonly params?: Readonly<Record<string, string>>;
@@ -52,6 +52,12 @@ export const ROWS: Readonly<Record<string, Row>> = {
   stepUp: { call: () => ({ body: { code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
   renewBackupCodes: { call: () => ({ body: { code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
   disableSecondFactor: { call: () => ({ body: { password: 'a long and quiet password', code: '123456' } }), answers: signedIn(409, { service_account: 403 }) },
+  listSessions: { answers: signedIn(200, { service_account: 403 }) },
+  endSession: { call: async (world) => ({ params: { id: await newSession(world) } }), answers: owners(204, { administrator: 204, service_account: 403 }) },
+  // It would end what the other rows call with.
+  endOtherSessions: { call: () => ({ body: { everywhere: true } }), answers: all(400) },
+  endSessionsOfUser: { call: () => ({ params: { id: 'nobody' } }), answers: administrators(404) },
+  unlockUser: { call: ({ people }) => ({ params: { id: people.owner.userId } }), answers: administrators(204) },
   removeSecondFactor: { call: ({ people }) => ({ params: { id: people.owner.userId } }), answers: administrators(404) },
 
   createEnrollmentCode: { call: () => ({ body: {} }), answers: signedIn(201) },

@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
-import { startInProcess, type Person, type Stage, type Who } from './stage.ts';
+import { signIn, startInProcess, type Person, type Stage, type Who } from './stage.ts';
 
 interface Canary {
   readonly what: string;
@@ -89,4 +89,11 @@ export async function newEnrollmentCode(world: World): Promise<{ readonly id: st
   const { id, code } = await world.make('owner', '/api/enrollment-codes', { label: world.name('code-label', ADMINISTERED) });
   world.keep('enrollment code', code!);
   return { id: world.keep('enrollment code id', id!, ADMINISTERED), code: code! };
+}
+
+/** A session of the owner's beside the one that the owner calls with. */
+export async function newSession(world: World): Promise<string> {
+  const token = await signIn(world.stage.call, world.people.owner.email);
+  const { json } = await world.stage.call('GET', '/api/auth/get-session', { token });
+  return world.keep('session id', json.session.id as string, ADMINISTERED);
 }

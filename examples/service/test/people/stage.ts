@@ -5,6 +5,9 @@ import { hashPassword } from 'better-auth/crypto';
 import { pino } from 'pino';
 import { expect } from 'vitest';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
+import type { AuditLog } from '../../src/audit/log.ts';
+import { createAttempts } from '../../src/auth/attempts.ts';
+import { createSessions } from '../../src/auth/sessions.ts';
 import { DEFAULT_SIGN_IN_POLICY, type SignInPolicy } from '../../src/auth/policy.ts';
 import { codeOfStep, stepAt } from '../../src/auth/totp.ts';
 import { readConfig } from '../../src/config.ts';
@@ -33,6 +36,8 @@ export interface Stage {
   restart(): Promise<void>;
   /** Forgets who called how often. */
   forgetAddresses(): Promise<void>;
+  /** What the service does once a minute. */
+  purge(): Promise<void>;
   newPerson(name: string): Promise<SignedIn>;
   signIn(email: string, password?: string, headers?: Record<string, string>): Promise<CallAnswer>;
   auditEntries(): Promise<{ action: string; outcome: string; actor: string; code?: string; [name: string]: unknown }[]>;
@@ -87,6 +92,11 @@ export async function startStage(backend: Backend, environment: Record<string, s
     },
     async forgetAddresses() {
       await asAuth(sql!, (tx) => tx.query('DELETE FROM keyguard_auth.rate_limits'));
+    },
+    async purge() {
+      const quiet = { record: async () => {}, recordIn: async () => {}, recordAsIs: async () => {} } as unknown as AuditLog;
+      await createAttempts({ sql: sql!, hash: (text) => text, clock: time }).purge();
+      await createSessions({ sql: sql!, audit: quiet, policy: () => stage.policy }).purge();
     },
     async newPerson(name) {
       const userId = randomUUID();
