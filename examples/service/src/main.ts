@@ -20,7 +20,7 @@ function explain(error: unknown): string {
   const { code, port, address } = error as { code?: unknown; port?: unknown; address?: unknown };
   if (code === 'EADDRINUSE') return `Port ${port} on ${address} is in use: stop what uses it, or set PORT to another one.`;
   if (code === 'EACCES' && port !== undefined) return `This user may not listen on port ${port}: set PORT to one above 1023.`;
-  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError'].includes(error.name);
+  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError'].includes(error.name);
   const cause = isOurs && error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
   return `${isOurs ? '' : `${error.name}: `}${error.message}${cause}`;
 }
@@ -38,9 +38,13 @@ async function main(): Promise<void> {
   const log = createLog(config.logLevel);
   const starting = startService({ config, log, say });
   let stoppingSinceMs: number | null = null;
+  let isStarting = true;
   const stop = async (): Promise<void> => {
+    // A start that fails is told where it is awaited, and has closed by itself what it had opened.
+    const service = await starting.catch(() => null);
+    if (service === null) return;
     try {
-      await (await starting).stop();
+      await service.stop();
       lock.release();
       process.exit(0);
     } catch (error) {
@@ -55,11 +59,12 @@ async function main(): Promise<void> {
       if (stoppingSinceMs !== null && performance.now() - stoppingSinceMs > SAME_SIGNAL_MS) process.exit(1);
       if (stoppingSinceMs !== null) return;
       stoppingSinceMs = performance.now();
-      say('Stopping: running calls have half a minute to end. Once more to stop at once.');
+      say(isStarting ? 'Stopping: it was just starting. Once more to stop at once.' : 'Stopping: running calls have half a minute to end. Once more to stop at once.');
       void stop();
     });
   }
   await starting;
+  isStarting = false;
 }
 
 try {

@@ -47,6 +47,7 @@ import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
 import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
 import { openRedis } from './db/redis.ts';
+import { holdRoot } from './db/root-lock.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
 import { deviceOperations } from './devices/operations.ts';
 import { sightings } from './devices/sightings.ts';
@@ -211,6 +212,9 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   undo.push(() => database.close());
   const { sql, prompt } = database;
 
+  const rootLock =
+    config.database.kind === 'postgres' ? await holdRoot(config.database.url, () => log.warn('the session that holds the root key as it is broke, and is made anew')) : null;
+  undo.push(() => rootLock?.release());
   const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
   const audit = auditLog(sql, keys);
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
@@ -407,6 +411,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       watch.stop();
       settings.stop();
       redis?.close();
+      await rootLock?.release();
       await database.close();
     },
   };

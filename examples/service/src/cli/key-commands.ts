@@ -1,9 +1,10 @@
 /** `keyguard keys rotate` and what belongs to it: the keys under which the service seals. */
+import { resolve } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Argument, type Command } from 'commander';
-import type { Api, Json } from './api.ts';
-import { COMMAND } from './api.ts';
-import { confirm, CommandError, remark, table, when } from './terminal.ts';
+import type { RootKeyConfig } from '../config.ts';
+import { COMMAND, type Api, type Json } from './api.ts';
+import { askSecret, confirm, CommandError, remark, table, when } from './terminal.ts';
 
 const POLL_MS = 500;
 const ROTATIONS = '/api/operations/kek-rotations';
@@ -12,6 +13,15 @@ const KEKS = '/api/operations/keks';
 export interface KeyCommandOptions {
   readonly api: () => Api;
   readonly show: (value: unknown, text: () => string) => void;
+}
+
+const MIN_PASSPHRASE_CHARACTERS = 16;
+
+async function askNewPassphrase(): Promise<string> {
+  const passphrase = await askSecret(`The new passphrase, at least ${MIN_PASSPHRASE_CHARACTERS} characters`);
+  if ([...passphrase].length < MIN_PASSPHRASE_CHARACTERS) throw new CommandError(`A passphrase has at least ${MIN_PASSPHRASE_CHARACTERS} characters.`);
+  if (process.stdin.isTTY && (await askSecret('The same again')) !== passphrase) throw new CommandError('The two passphrases are not the same.');
+  return passphrase;
 }
 
 function progress(rotation: Json): string {
@@ -41,6 +51,32 @@ export function addKeyCommands(keys: Command, { api, show }: KeyCommandOptions):
         rotation = await server.sendSigned('GET', `${ROTATIONS}/${String(rotation['id'])}`);
       }
       show(rotation, () => (rotation['state'] === 'done' ? progress(rotation) : `${progress(rotation)} It goes on in the background:  ${COMMAND} keys rotation`));
+    });
+
+  keys
+    .command('change-root')
+    .description('put all keys under another root key, while the service is stopped; what is sealed stays as it is')
+    .option('--to-file <path>', 'the file of the new root key; made where there is none')
+    .option('--to-passphrase', 'a passphrase, which is asked for, or read from a pipe')
+    .option('--folder <path>', 'where the service is started, with its .env and its data')
+    .action(async ({ toFile, toPassphrase = false, folder }: { toFile?: string; toPassphrase?: boolean; folder?: string }) => {
+      if ((toFile === undefined) === !toPassphrase) throw new CommandError('Say one: --to-file <path>, or --to-passphrase.');
+      // Only now: the database and all of its keys are loaded for this.
+      const [{ alone, configOf, inWords }, { changeRoot }] = await Promise.all([import('./offline.ts'), import('../keys/change-root.ts')]);
+      await inWords(async () => {
+        const config = configOf(folder);
+        const next: RootKeyConfig = toFile === undefined ? { kind: 'passphrase', passphrase: await askNewPassphrase() } : { kind: 'file', path: resolve(toFile) };
+        const change = await alone(config, ({ sql }) => changeRoot(sql, config.rootKey, next));
+        show(change, () =>
+          [
+            `${change.keys} keys are under the new root key; the old one opens nothing of this database any more.`,
+            next.kind === 'file'
+              ? `Start every process with  KEYGUARD_ROOT_KEY_FILE=${next.path}  and without KEYGUARD_PASSPHRASE.`
+              : 'Start every process with that KEYGUARD_PASSPHRASE, and without KEYGUARD_ROOT_KEY_FILE.',
+            'Backups from before still open with the old root key: keep it with them, or destroy both.',
+          ].join('\n'),
+        );
+      });
     });
 
   keys

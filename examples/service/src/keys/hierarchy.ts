@@ -51,11 +51,12 @@ export interface DeploymentKeys {
   readonly jwt: JwtKey;
 }
 
-function context(deploymentId: string, purpose: Purpose, id: string): Bytes {
+/** What a record is bound to; the root that wraps it is not in it. */
+export function context(deploymentId: string, purpose: string, id: string): Bytes {
   return lengthPrefixed(utf8(LABEL), utf8(deploymentId), utf8(purpose), utf8(id));
 }
 
-async function unwrap(root: Root, record: KeyRecord, purpose: Purpose, deploymentId: string): Promise<Bytes> {
+export async function unwrap(root: Root, record: KeyRecord, purpose: string, deploymentId: string): Promise<Bytes> {
   if (record.rootId !== root.rootId) throw new UsageError('key_store_unusable', `The key ${record.id} is under another root.`);
   try {
     return await root.keyProvider.unwrap({ kekId: root.rootId, bytes: record.wrapped }, context(deploymentId, purpose, record.id));
@@ -64,7 +65,7 @@ async function unwrap(root: Root, record: KeyRecord, purpose: Purpose, deploymen
   }
 }
 
-function primaryOf(records: readonly KeyRecord[], purpose: Purpose): KeyRecord | undefined {
+export function primaryOf(records: readonly KeyRecord[], purpose: Purpose): KeyRecord | undefined {
   return records.find((record) => record.purpose === purpose && record.state === 'primary');
 }
 
@@ -79,7 +80,7 @@ async function makeRecord(root: Root, purpose: Purpose, deploymentId: string, no
   }
 }
 
-async function deploymentIdOf(root: Root, record: KeyRecord): Promise<string> {
+export async function deploymentIdOf(root: Root, record: KeyRecord): Promise<string> {
   return toBase64Url(await unwrap(root, record, 'deployment', ''));
 }
 

@@ -21,7 +21,8 @@ export interface Root {
  * @throws UsageError `key_store_unusable` where it is not this root, and for a passphrase that is not the one
  */
 export async function openRoot(config: RootKeyConfig, records: readonly KeyRecord[]): Promise<Root> {
-  const known = records[0];
+  // A destroyed key has no bytes, and says nothing of the root that there is now.
+  const known = records.find(({ state }) => state !== 'destroyed');
   if (config.kind === 'file') {
     if (known?.rootId === PASSPHRASE_ROOT) throw unusable('The keys in the database are under a passphrase: set KEYGUARD_PASSPHRASE to it.');
     const keyProvider = await fileKeyProvider({ path: config.path, create: known === undefined });
