@@ -29,6 +29,10 @@ export interface Config {
   /** Where nonces and limits are; `null` for nonces in the database, and limits in the memory of this process. */
   readonly redisUrl: string | null;
   readonly rootKey: RootKeyConfig;
+  /** Where checkpoints of the audit log are kept outside of the database. Absolute. */
+  readonly checkpointDir: string;
+  /** Which restored state of the audit log the operator answers for, as the refusal named it. */
+  readonly acknowledgedRestore: string | null;
   readonly administrator: { readonly email: string; readonly password: string } | null;
   readonly openai: { readonly apiKey: string | null; readonly baseUrl: string | null };
   readonly requestsPerMinute: number;
@@ -134,6 +138,8 @@ const schema = z.object({
   DATABASE_OWNER_URL: databaseUrl,
   REDIS_URL: checked((text) => isUrlOf(text, 'redis:', 'rediss:'), 'must be a URL that begins with redis:// or rediss://'),
   KEYGUARD_ROOT_KEY_FILE: checked((text) => !CONTROL.test(text), 'must be a path'),
+  KEYGUARD_CHECKPOINT_DIR: checked((text) => !CONTROL.test(text), 'must be a path'),
+  KEYGUARD_ACKNOWLEDGE_RESTORE: checked((text) => /^[0-9a-f]{16}$/.test(text), 'must be what the refused start has printed'),
   KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
   KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
   KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
@@ -236,6 +242,8 @@ export function readConfig(environment: Environment, folder: string): Config {
       env.KEYGUARD_PASSPHRASE === undefined
         ? { kind: 'file', path: env.KEYGUARD_ROOT_KEY_FILE === undefined ? resolve(dataDir, 'root.key') : resolve(folder, env.KEYGUARD_ROOT_KEY_FILE) }
         : { kind: 'passphrase', passphrase: env.KEYGUARD_PASSPHRASE },
+    checkpointDir: resolve(env.KEYGUARD_CHECKPOINT_DIR === undefined ? dataDir : folder, env.KEYGUARD_CHECKPOINT_DIR ?? 'checkpoints'),
+    acknowledgedRestore: env.KEYGUARD_ACKNOWLEDGE_RESTORE ?? null,
     administrator:
       env.KEYGUARD_ADMIN_EMAIL === undefined || env.KEYGUARD_ADMIN_PASSWORD === undefined
         ? null

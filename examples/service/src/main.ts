@@ -20,7 +20,7 @@ function explain(error: unknown): string {
   const { code, port, address } = error as { code?: unknown; port?: unknown; address?: unknown };
   if (code === 'EADDRINUSE') return `Port ${port} on ${address} is in use: stop what uses it, or set PORT to another one.`;
   if (code === 'EACCES' && port !== undefined) return `This user may not listen on port ${port}: set PORT to one above 1023.`;
-  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError'].includes(error.name);
+  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError', 'RolledBackError'].includes(error.name);
   const cause = isOurs && error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
   return `${isOurs ? '' : `${error.name}: `}${error.message}${cause}`;
 }

@@ -31,9 +31,13 @@ import { providerKeys } from './api-keys/provider-keys.ts';
 import { apiKeyOperations } from './api-keys/operations.ts';
 import { createApiKeys, sealedApiKeys } from './api-keys/store.ts';
 import { createApp } from './app.ts';
+import { checkpointStore } from './audit/checkpoint-store.ts';
+import { createCheckpoints } from './audit/checkpoints.ts';
+import { keptCheckpoints } from './audit/kept.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
 import { refusalSampler } from './audit/refusal-sampling.ts';
 import { auditOperations } from './audit/operations.ts';
+import { assertNotRolledBack } from './audit/rollback.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
 import { authOperations } from './auth/operations.ts';
@@ -68,6 +72,7 @@ import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { openaiUpstream } from './llm/openai.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
+import { createAccess } from './roles/access.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
@@ -77,6 +82,7 @@ const MEBIBYTE = 1024 * 1024;
 const DRAIN_MS = 28_000;
 const STOP_MS = 30_000;
 const PURGE_EVERY_MS = 60_000;
+const CHECKPOINTS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
 const SETUP_TRIES_PER_MINUTE = 10;
@@ -216,8 +222,16 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     config.database.kind === 'postgres' ? await holdRoot(config.database.url, () => log.warn('the session that holds the root key as it is broke, and is made anew')) : null;
   undo.push(() => rootLock?.release());
   const keys = await openDeploymentKeys(postgresKeyRecords(sql), config.rootKey);
-  const audit = auditLog(sql, keys);
+  // Before anything is appended: a log that is not the one that was signed for must not go on as if it were.
+  const kept = keptCheckpoints(config.checkpointDir);
+  const chain = await assertNotRolledBack({ sql, keys, kept, acknowledged: config.acknowledgedRestore });
+  const audit = auditLog(sql, keys, { origin: chain.origin });
+  const store = await checkpointStore(sql, chain.origin, keys.checkpointSigner);
+  const checkpoints = createCheckpoints({ sql, keys, store, kept, audit });
+  // So that what was answered for does not have to be answered for again.
+  if (config.acknowledgedRestore !== null) await checkpoints.sign();
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
+  const access = createAccess({ rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
   undo.push(() => kekRotation.stop());
   const systemRoles = await prepareSystemRoles({ sql, rowMacKey: keys.rowMacKey, clock: systemClock });
@@ -326,7 +340,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...sessionOperations({ sql, audit, ...people }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
-    ...auditOperations({ sql, deploymentId: keys.deploymentId }),
+    ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
     ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),
   ];
@@ -370,6 +384,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
   const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
+  timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);
@@ -408,6 +423,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       await demo?.close();
       await seen.flush().catch(onFault);
       await kekRotation.stop();
+      await checkpoints.sign().catch(onFault);
       watch.stop();
       settings.stop();
       redis?.close();

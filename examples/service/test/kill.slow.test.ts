@@ -80,7 +80,7 @@ describe.each(backends())('killed on %s', (_title, open) => {
     await deployment.withDatabase(async (sql) => {
       const keys = await openDeploymentKeys(postgresKeyRecords(sql), { kind: 'file', path: join(deployment.folder, 'data', 'root.key') });
       const origin = auditOrigin(keys.deploymentId);
-      const sink = postgresAuditSink(sql, { origin, macKey: keys.auditMacKey });
+      const sink = postgresAuditSink(sql, { origin, macKey: keys.auditMac.macKey });
       async function* noted(): AsyncGenerator<AuditRecord> {
         for await (const record of sink.read(0)) {
           const { action, actor, device_id: deviceId } = JSON.parse(fromUtf8(record.bytes));
@@ -91,7 +91,7 @@ describe.each(backends())('killed on %s', (_title, open) => {
           yield record;
         }
       }
-      const end = await verifyRecords(noted(), { origin, keys: new Map([[keys.auditMacKey.keyId, keys.auditMacKey]]) });
+      const end = await verifyRecords(noted(), { origin, keys: keys.auditMac.all });
       expect(end.seq).toBe((await sink.head())!.seq + 1);
     });
     return found;

@@ -655,7 +655,7 @@ describe.each(backends())('the service on %s', (_title, open) => {
     await deployment.withDatabase(async (sql) => {
       const keys = await openDeploymentKeys(postgresKeyRecords(sql), { kind: 'file', path: join(deployment.folder, 'data', 'root.key') });
       const origin = auditOrigin(keys.deploymentId);
-      const sink = postgresAuditSink(sql, { origin, macKey: keys.auditMacKey });
+      const sink = postgresAuditSink(sql, { origin, macKey: keys.auditMac.macKey });
       const actions: string[] = [];
       async function* told(): AsyncGenerator<Awaited<ReturnType<typeof sink.head>> & object> {
         for await (const record of sink.read(0)) {
@@ -666,7 +666,7 @@ describe.each(backends())('the service on %s', (_title, open) => {
           yield record;
         }
       }
-      const end = await verifyRecords(told(), { origin, keys: new Map([[keys.auditMacKey.keyId, keys.auditMacKey]]) });
+      const end = await verifyRecords(told(), { origin, keys: keys.auditMac.all });
       expect(end.seq).toBe(actions.length);
       expect(end.seq).toBe((await sink.head())!.seq + 1);
       const count = (action: string): number => actions.filter((each) => each === action).length;

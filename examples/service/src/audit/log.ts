@@ -2,16 +2,23 @@
  * What goes into the audit log, and how: changes append inside their own transaction; refusals, sign-ins and proxied calls are
  * grouped with those of others and awaited before the answer leaves.
  */
-import type { AuditEntry, AuditSink, JsonValue } from '@keyguard/core/seams';
+import type { AuditEntry, AuditMacKey, AuditSink, JsonValue } from '@keyguard/core/seams';
 import type { RejectionEvent } from '@keyguard/server-verifier';
-import { isRejected } from '@keyguard/core/errors';
+import { isRejected, isUnavailable, UnavailableError } from '@keyguard/core/errors';
 import { postgresAuditSink, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import { currentRequest } from '../http/request-context.ts';
-import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { AuditMacKeys } from '../keys/audit-mac-keys.ts';
+import { auditOrigin } from './chains.ts';
+
+export { auditOrigin } from './chains.ts';
 
 export type ServiceAuditSink = AuditSink<SqlTransaction>;
 
+const SEAM = 'audit_log';
+
 export interface AuditLog {
+  /** Names the chain that is written to. */
+  readonly origin: string;
   readonly sink: ServiceAuditSink;
   /** Appends `entry`, with address and id of the running request, in the caller's transaction. MUST be its last statement. */
   recordIn(tx: SqlTransaction, entry: AuditEntry): Promise<void>;
@@ -19,28 +26,95 @@ export interface AuditLog {
   record(entry: AuditEntry): Promise<void>;
   /** For entries that are written when their request may be over: appends what it is given. */
   recordAsIs(entry: AuditEntry): Promise<void>;
+  /** Nothing more is appended by this process, and so nothing more is done that must be on record. */
+  halt(reason: string): void;
+  /** Why, where it was halted. */
+  haltedBecause(): string | null;
 }
 
-/** Names this deployment's chain. */
-export function auditOrigin(deploymentId: string): string {
-  return `keyguard-${deploymentId}`;
+export interface AuditLogKeys {
+  readonly deploymentId: string;
+  readonly auditMacKey: AuditMacKey;
+  /** Left out: the key stays what it is. */
+  readonly auditMac?: Pick<AuditMacKeys, 'macKey' | 'nextMacKey' | 'previousMacKeys' | 'reload'>;
 }
 
-export function auditLog(sql: SqlClient, keys: DeploymentKeys): AuditLog {
-  const sink = postgresAuditSink(sql, { origin: auditOrigin(keys.deploymentId), macKey: keys.auditMacKey });
+export interface AuditLogOptions {
+  /** The present chain; the first one of the deployment where nothing is said. */
+  readonly origin?: string;
+  /** Within how many milliseconds an entry must be written. Default 5,000. */
+  readonly withinMs?: number;
+}
+
+export function auditLog(sql: SqlClient, keys: AuditLogKeys, options: AuditLogOptions = {}): AuditLog {
+  const { origin = auditOrigin(keys.deploymentId), withinMs = 5000 } = options;
+  const { auditMac = { macKey: keys.auditMacKey, nextMacKey: keys.auditMacKey, previousMacKeys: [], reload: async () => {} } } = keys;
+  const sink = postgresAuditSink(sql, {
+    origin,
+    // Read whenever a record is sealed: which keys there are changes while this process runs.
+    get macKey() {
+      return auditMac.macKey;
+    },
+    get nextMacKey() {
+      return auditMac.nextMacKey;
+    },
+    get previousMacKeys() {
+      return auditMac.previousMacKeys;
+    },
+  });
+  let haltedBecause: string | null = null;
+
+  function refuseHalted(): void {
+    if (haltedBecause !== null) throw new UnavailableError(SEAM, haltedBecause);
+  }
+
+  async function append(entry: AuditEntry): Promise<void> {
+    refuseHalted();
+    try {
+      await within(withinMs, sink.append([entry]));
+    } catch (error) {
+      if (!isUnknownKey(error)) throw error;
+      // Another process has gone over to a key that this one has not heard of yet.
+      await auditMac.reload();
+      await within(withinMs, sink.append([entry]));
+    }
+  }
+
   return {
+    origin,
     sink,
     async recordIn(tx, entry) {
+      refuseHalted();
       await currentRequest()?.beforeEntry?.(tx);
-      await sink.appendIn(tx, [withRequest(entry)]);
+      try {
+        await sink.appendIn(tx, [withRequest(entry)]);
+      } catch (error) {
+        // Not waited for: nothing else may happen inside somebody's transaction. The next one has the key.
+        if (isUnknownKey(error)) auditMac.reload().catch(() => {});
+        throw error;
+      }
     },
-    async record(entry) {
-      await sink.append([withRequest(entry)]);
+    record: (entry) => append(withRequest(entry)),
+    recordAsIs: append,
+    halt(reason) {
+      haltedBecause ??= reason;
     },
-    async recordAsIs(entry) {
-      await sink.append([entry]);
-    },
+    haltedBecause: () => haltedBecause,
   };
+}
+
+const isUnknownKey = (error: unknown): boolean => isUnavailable(error) && error.seam === 'audit_mac_key';
+
+async function within<T>(ms: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new UnavailableError(SEAM, `The audit log did not answer within ${ms} ms.`)), ms);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 function withRequest(entry: AuditEntry): AuditEntry {

@@ -1,54 +1,62 @@
 /**
- * `GET /api/audit`: the log, newest first. An administrator sees all of it, everyone else what they did themselves: the policies
- * decide.
+ * `/api/audit`: the log, newest first, by what it is asked for; as an export; and what proves it.
  */
 import * as z from 'zod';
-import { fromUtf8 } from '@keyguard/core/bytes';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { pageOf, pageQuery } from '../http/pagination.ts';
-import { auditOrigin } from './log.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { Access } from '../roles/access.ts';
+import type { CheckpointStore } from './checkpoint-store.ts';
+import type { Checkpoints } from './checkpoints.ts';
+import { exportOperation } from './export.ts';
+import type { KeptCheckpoints } from './kept.ts';
+import type { AuditLog } from './log.ts';
+import { proofOperations } from './proof-operations.ts';
+import { auditEntry, conditionsOf, entryJson, filterQuery, readsAll, seqOf, type EntryRow } from './reading.ts';
 
-interface Row {
-  seq: unknown;
-  entry: Uint8Array;
+export interface AuditOperationsOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  readonly audit: AuditLog;
+  readonly access: Access;
+  readonly store: CheckpointStore;
+  readonly checkpoints: Checkpoints;
+  readonly kept: KeptCheckpoints;
 }
 
-const query = pageQuery.extend({ cursor: z.string().regex(/^(?:0|[1-9][0-9]{0,15})$/, 'is not one that was handed out').optional() });
+/** A cursor is the number of the last entry that was shown. */
+export const seqCursor = z.string().regex(/^(?:0|[1-9][0-9]{0,15})$/, 'is not one that was handed out');
 
-const auditEntry = z
-  .looseObject({ action: z.string(), actor: z.string(), outcome: z.string(), seq: z.int(), ts: z.string() })
-  .meta({ id: 'AuditEntry', description: 'As it was chained: members beside these depend on the action.' });
+const query = pageQuery.extend({ cursor: seqCursor.optional(), ...filterQuery });
 
-export function auditOperations({ sql, deploymentId }: { readonly sql: SqlClient; readonly deploymentId: string }): readonly Operation[] {
-  const origin = auditOrigin(deploymentId);
-  return [
-    operation(
-      {
-        id: 'listAuditEntries', action: 'audit.list', method: 'get', path: '/api/audit', tag: 'Audit', access: 'audit:read',
-        summary: 'Read the audit log, newest first',
-        query,
-        answers: { 200: { description: 'A page', json: pageOf(auditEntry) } },
-      },
-      async ({ query: { limit = 50, cursor }, principal }) => {
-        const { rows } = await asUser(sql, principal.userId, (tx) =>
-          tx.query<Row>(
-            `SELECT seq, entry FROM keyguard.secret_audit_logs WHERE origin = $1 AND ($2::bigint IS NULL OR seq < $2::bigint)
-              ORDER BY seq DESC LIMIT $3`,
-            [origin, cursor ?? null, limit + 1],
-          ),
+export function auditOperations(options: AuditOperationsOptions): readonly Operation[] {
+  const { sql, access, audit } = options;
+  const list = operation(
+    {
+      id: 'listAuditEntries', action: 'audit.list', method: 'get', path: '/api/audit', tag: 'Audit', access: 'audit:read',
+      summary: 'Read the audit log, newest first',
+      description: 'Administrators, and who holds `audit:read` by a role, see all of it; everyone else what they did themselves.',
+      query,
+      answers: { 200: { description: 'A page', json: pageOf(auditEntry) } },
+    },
+    async ({ query: { limit = 50, cursor, ...filters }, principal }) => {
+      const rows = await asUser(sql, principal.userId, async (tx) => {
+        const all = await readsAll(tx, access, principal);
+        const { text, params } = conditionsOf(filters, { origin: audit.origin, principal, all });
+        const [before, count] = [`$${params.length + 1}`, `$${params.length + 2}`];
+        const found = await tx.query<EntryRow>(
+          `SELECT seq, entry FROM keyguard.secret_audit_logs WHERE ${text} AND (${before}::bigint IS NULL OR seq < ${before}::bigint)
+            ORDER BY seq DESC LIMIT ${count}`,
+          [...params, cursor ?? null, limit + 1],
         );
-        const shown = rows.slice(0, limit);
-        const hasMore = rows.length > limit;
-        return {
-          json: {
-            data: shown.map(({ entry }) => JSON.parse(fromUtf8(entry)) as object),
-            has_more: hasMore,
-            next_cursor: hasMore ? String(shown.at(-1)!.seq) : null,
-          },
-        };
-      },
-    ),
-  ];
+        return found.rows;
+      });
+      const shown = rows.slice(0, limit);
+      const hasMore = rows.length > limit;
+      return { json: { data: shown.map(entryJson), has_more: hasMore, next_cursor: hasMore ? String(seqOf(shown.at(-1)!)) : null } };
+    },
+  );
+  return [list, exportOperation(options), ...proofOperations(options)];
 }

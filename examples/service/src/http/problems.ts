@@ -35,6 +35,7 @@ const STATUSES = {
   owner_required: [409, 'Owner required'],
   idempotency_in_flight: [409, 'Being carried out'],
   idempotency_reply_lost: [409, 'Answer lost'],
+  checkpoint_pending: [409, 'No checkpoint yet'],
   would_lock_out: [409, 'Would lock you out'],
   precondition_failed: [412, 'Changed meanwhile'],
   unsupported_media_type: [415, 'Unsupported media type'],

@@ -4,21 +4,22 @@
  *
  * The deployment's own id is one of them, so that a writer of the database cannot pass this deployment off as another.
  */
-import { createHmac, createPrivateKey, createPublicKey, createSecretKey, randomBytes, randomUUID } from 'node:crypto';
-import { toBase64Url, utf8 } from '@keyguard/core/bytes';
+import { createHmac, createPrivateKey, createPublicKey, createSecretKey, randomBytes, randomUUID, sign } from 'node:crypto';
+import { fromBase64Url, toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { UsageError } from '@keyguard/core/errors';
-import type { AuditMacKey, Bytes, Clock, KeyRecordState } from '@keyguard/core/seams';
+import type { AuditMacKey, Bytes, CheckpointSigner, Clock, KeyRecordState } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { lengthPrefixed } from '@keyguard/core/vault';
 import { nodeMacKey, type KeyRecord, type KeyRecords, type RowMacKey } from '@keyguard/storage-node/postgres';
 import type { RootKeyConfig } from '../config.ts';
+import { auditMacKeys, type AuditMacKeys } from './audit-mac-keys.ts';
 import { openKeyring, type Keyring } from './keyring.ts';
 import { openRoot, type Root } from './root.ts';
 
 const KEY_BYTES = 32;
 const LABEL = 'keyguard-service-key-v1';
-const PURPOSES = ['deployment', 'kek', 'audit-mac', 'row-mac', 'token-hash', 'pseudonym', 'fingerprint', 'session-secret', 'jwt-signing'] as const;
-type Purpose = (typeof PURPOSES)[number];
+const PURPOSES = ['deployment', 'kek', 'audit-mac', 'row-mac', 'token-hash', 'pseudonym', 'fingerprint', 'session-secret', 'jwt-signing', 'checkpoint-signing'] as const;
+export type Purpose = (typeof PURPOSES)[number];
 
 // What stands before the 32 bytes of an Ed25519 key in PKCS #8.
 const ED25519_PKCS8 = Buffer.from('302e020100300506032b657004220420', 'hex');
@@ -39,7 +40,12 @@ export interface DeploymentKeys {
   readonly deploymentId: string;
   /** Wraps the keys of stored values. */
   readonly kek: Keyring;
+  /** Under which the audit log was chained when the keys were opened. */
   readonly auditMacKey: AuditMacKey;
+  /** Under which it is chained now, and those under which it was. */
+  readonly auditMac: AuditMacKeys;
+  /** Signs checkpoints of the audit log. */
+  readonly checkpointSigner: CheckpointSigner;
   readonly rowMacKey: RowMacKey;
   /** For codes and tokens of which only the hash is kept. */
   readonly hashToken: KeyedHash;
@@ -106,15 +112,21 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
     const record = primaryOf(kept, purpose)!;
     return { record, key: await unwrap(root, record, purpose, deploymentId) };
   };
-  const [auditMac, rowMac, tokenHash, pseudonym, fingerprint, sessionSecret, jwtSigning] = await Promise.all([
-    open('audit-mac'),
+  const [rowMac, tokenHash, pseudonym, fingerprint, sessionSecret, jwtSigning, checkpointSigning] = await Promise.all([
     open('row-mac'),
     open('token-hash'),
     open('pseudonym'),
     open('fingerprint'),
     open('session-secret'),
     open('jwt-signing'),
+    open('checkpoint-signing'),
   ]);
+  const auditMac = await auditMacKeys({
+    records,
+    kept,
+    open: (record) => unwrap(root, record, 'audit-mac', deploymentId),
+    make: () => makeRecord(root, 'audit-mac', deploymentId, clock.nowMs(), 'pre-active'),
+  });
   return {
     deploymentId,
     kek: await openKeyring({
@@ -122,7 +134,9 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
       openRecord: (record) => unwrap(root, record, 'kek', deploymentId),
       makeRecord: () => makeRecord(root, 'kek', deploymentId, clock.nowMs(), 'pre-active'),
     }),
-    auditMacKey: nodeMacKey({ keyId: auditMac.record.id, key: auditMac.key }),
+    auditMacKey: auditMac.macKey,
+    auditMac,
+    checkpointSigner: ed25519Signer(checkpointSigning.key),
     rowMacKey: nodeMacKey({ keyId: rowMac.record.id, key: rowMac.key }),
     hashToken: keyedHash(tokenHash.key),
     pseudonym: keyedHash(pseudonym.key),
@@ -135,6 +149,12 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
 function keyedHash(key: Bytes): KeyedHash {
   const held = createSecretKey(key);
   return (text) => createHmac('sha256', held).update(text, 'utf8').digest('base64url');
+}
+
+function ed25519Signer(seed: Bytes): CheckpointSigner {
+  const privateKey = createPrivateKey({ key: Buffer.concat([ED25519_PKCS8, seed]), format: 'der', type: 'pkcs8' });
+  const { x } = createPublicKey(privateKey).export({ format: 'jwk' });
+  return { publicKey: fromBase64Url(x!)!, sign: (data) => Uint8Array.from(sign(null, data, privateKey)) };
 }
 
 function jwtKey({ id, createdAtMs }: KeyRecord, seed: Bytes): JwtKey {

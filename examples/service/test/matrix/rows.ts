@@ -32,6 +32,18 @@ const administrators = (status: number, except: Partial<Statuses> = {}): Statuse
 
 const device = async (world: World): Promise<Call> => ({ params: { id: await newDevice(world) } });
 
+/** So that there is a checkpoint of all there is. */
+const signed = async ({ stage, tokenOf }: World): Promise<Call> => {
+  await stage.call('POST', '/api/audit/checkpoint', { token: tokenOf('administrator')! });
+  return {};
+};
+
+/** The number of something that the owner did. */
+async function ownersEntry({ stage, people }: World): Promise<string> {
+  const { rows } = await stage.sql.query<{ seq: unknown }>('SELECT seq FROM keyguard.secret_audit_logs WHERE actor = $1 ORDER BY seq LIMIT 1', [`user:${people.owner.userId}`]);
+  return String(rows[0]!.seq);
+}
+
 export const ROWS: Readonly<Record<string, Row>> = {
   getOpenApiDocument: { answers: all(200) },
 
@@ -76,6 +88,12 @@ export const ROWS: Readonly<Record<string, Row>> = {
   revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
 
   listAuditEntries: { answers: signedIn(200) },
+  exportAuditLog: { answers: signedIn(403, { administrator: 200 }) },
+  getAuditCheckpoint: { call: signed, answers: signedIn(200) },
+  signAuditCheckpoint: { answers: administrators(201) },
+  getAuditVerifierKey: { answers: signedIn(200) },
+  proveAuditEntry: { call: async (world) => ({ ...(await signed(world)), params: { seq: await ownersEntry(world) } }), answers: owners(200, { administrator: 200 }) },
+  proveAuditConsistency: { call: async (world) => ({ ...(await signed(world)), query: '?from=0' }), answers: signedIn(200) },
 
   getSettings: { answers: administrators(200) },
   changeSettings: { call: () => ({ body: { links: { max_views: 3 } }, headers: { 'if-match': '*' } }), answers: administrators(200) },
