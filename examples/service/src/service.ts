@@ -85,6 +85,8 @@ const PURGE_EVERY_MS = 60_000;
 const CHECKPOINTS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
+// By default Node looks every half minute for who is too slow, and lets them be for as long.
+const CONNECTIONS_CHECKED_EVERY_MS = 2000;
 const SETUP_TRIES_PER_MINUTE = 10;
 const ROTATIONS_PER_MINUTE = 10;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
@@ -200,7 +202,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   };
 
   let listener: RequestListener = starting;
-  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000, requireHostHeader: false }, (request, response) => {
+  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, connectionsCheckingInterval: CONNECTIONS_CHECKED_EVERY_MS, keepAliveTimeout: 65_000, requireHostHeader: false }, (request, response) => {
     // Forms that are no path (absolute, authority, asterisk) are read by routers in ways of their own. Node would refuse a
     // request without a Host by itself, but without a code.
     if (request.url?.startsWith('/') && request.headers.host !== undefined) listener(request, response);

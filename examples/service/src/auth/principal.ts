@@ -5,6 +5,7 @@
 import type { Request } from 'express';
 import type { Administrators } from '@keyguard/storage-node/postgres';
 import { HttpProblem } from '../http/problems.ts';
+import { demandOwnPage } from '../http/request-rules.ts';
 import type { Permission } from '../roles/permissions.ts';
 import { sessionOf, type Auth } from './better-auth.ts';
 import { lackOf, type CurrentSignInPolicy } from './policy.ts';
@@ -72,7 +73,6 @@ export type Authenticate = (request: Request, how?: AuthenticateRequest) => Prom
 
 /** Lets through who is signed in, with `request.principal` set, and nobody else. */
 export function authenticate({ auth, administrators, standings, policy, origins }: AuthenticateOptions): Authenticate {
-  const own = new Set(origins);
 
   async function bySession(headers: Headers): Promise<Session | null> {
     const found = await sessionOf(auth, headers);
@@ -87,7 +87,7 @@ export function authenticate({ auth, administrators, standings, policy, origins 
   }
 
   async function find(request: Request): Promise<Session | null> {
-    const { authorization, cookie, origin } = request.headers;
+    const { authorization, cookie } = request.headers;
     // Whoever sends a token means the token: a cookie that is there as well is not looked at.
     if (authorization !== undefined) {
       const token = BEARER.exec(authorization)?.[1];
@@ -95,9 +95,7 @@ export function authenticate({ auth, administrators, standings, policy, origins 
       return JWT.test(token) ? byJwt(token) : bySession(new Headers({ authorization: `Bearer ${token}` }));
     }
     if (cookie === undefined) return null;
-    if (!SAFE_METHODS.has(request.method) && (origin === undefined || !own.has(origin))) {
-      throw new HttpProblem('origin_not_allowed', 'A change that is made with a cookie must come from a page of this service.');
-    }
+    if (!SAFE_METHODS.has(request.method)) demandOwnPage(request, origins);
     return bySession(new Headers({ cookie }));
   }
 
