@@ -72,7 +72,10 @@ import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { openaiUpstream } from './llm/openai.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
-import { createAccess } from './roles/access.ts';
+import { createAccess, type Access } from './roles/access.ts';
+import { secretOperations } from './secrets/operations.ts';
+import { sealedSecretVersions } from './secrets/rows.ts';
+import { createSecretStore } from './secrets/store.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
@@ -112,6 +115,8 @@ export interface Overrides {
   /** The time of sign-in: of second factors, locks and links. */
   readonly clock?: Clock;
   readonly signInPolicy?: () => SignInPolicy;
+  /** Gets what decides who may do what with a row, and answers with what decides in its place. */
+  readonly access?: (decides: Access) => Access;
 }
 
 /** Answers while the service is being put together. */
@@ -182,7 +187,7 @@ async function openDatabase(config: Config, log: Logger): Promise<Database> {
 
 /** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
 export function sealedTables(deploymentId: string): readonly SealedTable[] {
-  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId)];
+  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId)];
 }
 
 /** Starts everything; what was started is stopped again where a later part fails. */
@@ -232,8 +237,9 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const checkpoints = createCheckpoints({ sql, keys, store, kept, audit });
   // So that what was answered for does not have to be answered for again.
   if (config.acknowledgedRestore !== null) await checkpoints.sign();
+  const decides = createAccess({ rowMacKey: keys.rowMacKey });
+  const access = overrides.access?.(decides) ?? decides;
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
-  const access = createAccess({ rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
   undo.push(() => kekRotation.stop());
   const systemRoles = await prepareSystemRoles({ sql, rowMacKey: keys.rowMacKey, clock: systemClock });
@@ -336,6 +342,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
 
   const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, origins });
   const door = authDoor(auth, origins[0]);
+  const secrets = createSecretStore({ sql, keys, audit, access });
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
@@ -343,6 +350,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept }),
+    ...secretOperations({ sql, store: secrets }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
     ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),
   ];

@@ -37,6 +37,10 @@ const STATUSES = {
   idempotency_reply_lost: [409, 'Answer lost'],
   checkpoint_pending: [409, 'No checkpoint yet'],
   would_lock_out: [409, 'Would lock you out'],
+  name_taken: [409, 'Name taken'],
+  not_exportable: [409, 'Has no such form'],
+  secret_expired: [410, 'Secret expired'],
+  version_destroyed: [410, 'Version destroyed'],
   precondition_failed: [412, 'Changed meanwhile'],
   unsupported_media_type: [415, 'Unsupported media type'],
   misdirected_request: [421, 'Misdirected request'],
@@ -44,6 +48,7 @@ const STATUSES = {
   precondition_required: [428, 'Precondition required'],
   rate_limited: [429, 'Too many requests'],
   internal_error: [500, 'Internal error'],
+  integrity_failed: [500, 'Stored data not intact'],
 } as const satisfies Record<string, readonly [number, string]>;
 
 export type ProblemCode = keyof typeof STATUSES;

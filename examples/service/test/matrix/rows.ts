@@ -3,7 +3,7 @@
  * a row fails `matrix.test.ts`.
  */
 import { PRINCIPALS, type Who } from './stage.ts';
-import { newDevice, newEnrollmentCode, newSession, type World } from './world.ts';
+import { newDevice, newEnrollmentCode, newSecret, newSession, type World } from './world.ts';
 
 export interface Call {
   readonly params?: Readonly<Record<string, string>>;
@@ -43,6 +43,9 @@ async function ownersEntry({ stage, people }: World): Promise<string> {
   const { rows } = await stage.sql.query<{ seq: unknown }>('SELECT seq FROM keyguard.secret_audit_logs WHERE actor = $1 ORDER BY seq LIMIT 1', [`user:${people.owner.userId}`]);
   return String(rows[0]!.seq);
 }
+
+const secret = async (world: World): Promise<Call> => ({ params: { id: await newSecret(world) } });
+const secretVersion = async (world: World): Promise<Call> => ({ params: { id: await newSecret(world), version: '1' } });
 
 export const ROWS: Readonly<Record<string, Row>> = {
   getOpenApiDocument: { answers: all(200) },
@@ -86,6 +89,20 @@ export const ROWS: Readonly<Record<string, Row>> = {
   createApiKey: { call: () => ({ body: { provider: 'openai', value: 'sk-of-nobody-in-particular' } }), answers: administrators(201) },
   listApiKeys: { answers: signedIn(200) },
   revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+
+  createSecret: { call: (world, who) => ({ body: { name: world.name('new-secret', [who]), value: 'a value' } }), answers: signedIn(201) },
+  listSecrets: { call: async (world) => { await newSecret(world); return {}; }, answers: signedIn(200) },
+  generateValue: { call: () => ({ body: { kind: 'uuid' } }), answers: signedIn(200) },
+  importSecrets: { call: (_, who) => ({ body: { text: `OF_${who.toUpperCase()}=1` } }), answers: signedIn(200) },
+  exportSecrets: { call: async (world) => { await newSecret(world); return { body: {} }; }, answers: signedIn(200) },
+  getSecret: { call: secret, answers: owners(200) },
+  updateSecret: { call: async (world) => ({ ...(await secret(world)), body: { tags: [] } }), answers: owners(200) },
+  deleteSecret: { call: secret, answers: owners(204) },
+  revealSecret: { call: async (world) => ({ ...(await secret(world)), body: {} }), answers: owners(200) },
+  addSecretVersion: { call: async (world) => ({ ...(await secret(world)), body: { value: 'a value' } }), answers: owners(201) },
+  listSecretVersions: { call: secret, answers: owners(200) },
+  restoreSecretVersion: { call: secretVersion, answers: owners(201) },
+  destroySecretVersion: { call: secretVersion, answers: owners(204) },
 
   listAuditEntries: { answers: signedIn(200) },
   exportAuditLog: { answers: signedIn(403, { administrator: 200 }) },

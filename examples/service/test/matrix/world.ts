@@ -85,6 +85,13 @@ export async function newDevice(world: World): Promise<string> {
   return world.keep('device id', deviceId, ADMINISTERED);
 }
 
+/** A secret of the owner's, with an older version. */
+export async function newSecret(world: World): Promise<string> {
+  const { id } = await world.make('owner', '/api/secrets', { name: world.name('secret-name'), value: world.name('secret-value'), tags: [world.name('secret-tag')] });
+  await world.make('owner', `/api/secrets/${id}/versions`, { value: world.name('second-value'), reason: world.name('version-reason') });
+  return world.keep('secret id', id!, ADMINISTERED);
+}
+
 export async function newEnrollmentCode(world: World): Promise<{ readonly id: string; readonly code: string }> {
   const { id, code } = await world.make('owner', '/api/enrollment-codes', { label: world.name('code-label', ADMINISTERED) });
   world.keep('enrollment code', code!);
