@@ -139,6 +139,8 @@ BEGIN
   IF NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = sealed AND p.polcmd IN ('w', '*') AND 'kg_jobs'::regrole = ANY (p.polroles)) THEN
     EXECUTE format('CREATE POLICY %I ON %s FOR UPDATE TO kg_jobs USING (true) WITH CHECK (true)', name || '_rewrap', sealed);
   END IF;
+  -- Of the other tables of that schema it may touch none.
+  EXECUTE format('GRANT USAGE ON SCHEMA %s TO kg_jobs', (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = sealed));
   EXECUTE format('GRANT SELECT ON %s TO kg_jobs', sealed);
   EXECUTE format('GRANT UPDATE (wrapped_dek, kek_id) ON %s TO kg_jobs', sealed);
 END

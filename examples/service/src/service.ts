@@ -46,6 +46,7 @@ import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
 import { authenticate } from './auth/principal.ts';
 import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { sessionOperations } from './auth/session-operations.ts';
+import { sealedSecondFactors } from './auth/second-factor.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
@@ -187,7 +188,7 @@ async function openDatabase(config: Config, log: Logger): Promise<Database> {
 
 /** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
 export function sealedTables(deploymentId: string): readonly SealedTable[] {
-  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId)];
+  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId), sealedSecondFactors(deploymentId)];
 }
 
 /** Starts everything; what was started is stopped again where a later part fails. */

@@ -14,6 +14,7 @@ import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { SealedTable } from '../keys/sealed-tables.ts';
 import type { Counter } from './attempts.ts';
 import { hashOfBackupCode, newBackupCodes } from './backup-codes.ts';
 import { userAccount } from './credentials.ts';
@@ -87,11 +88,25 @@ function invalid(): HttpProblem {
   return new HttpProblem('second_factor_invalid', 'This code is not accepted: it is wrong, too old, or was used before. Wait for the next one.');
 }
 
+function factorPlace(deploymentId: string, id: string, userId: string): VaultPlace {
+  return {
+    deploymentId, table: TABLE, row: id, column: 'secret', version: 1, purpose: `totp-secret\n${userId}`,
+  };
+}
+
+/** For the rotation of the key that wraps theirs. */
+export function sealedSecondFactors(deploymentId: string): SealedTable {
+  return {
+    name: 'keyguard_auth.second_factors',
+    key: [['id', 'text']],
+    columns: ['t.user_id'],
+    place: ({ id, user_id: userId }) => factorPlace(deploymentId, id as string, userId as string),
+  };
+}
+
 export function createSecondFactors({ sql, keys, audit, limit, standings, clock = systemClock }: SecondFactorsOptions): SecondFactors {
   const primitives = nodeVaultPrimitives();
-  const placeOf = (id: string, userId: string): VaultPlace => ({
-    deploymentId: keys.deploymentId, table: TABLE, row: id, column: 'secret', version: 1, purpose: `totp-secret\n${userId}`,
-  });
+  const placeOf = (id: string, userId: string): VaultPlace => factorPlace(keys.deploymentId, id, userId);
 
   async function read(userId: string): Promise<Factor | null> {
     const { rows } = await asAuth(sql, (tx) =>

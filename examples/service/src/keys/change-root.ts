@@ -6,6 +6,7 @@ import { UsageError } from '@keyguard/core/errors';
 import { toBase64 } from '@keyguard/core/bytes';
 import type { KeyRecord } from '@keyguard/core/seams';
 import { postgresKeyRecords, type SqlClient } from '@keyguard/storage-node/postgres';
+import { listChains } from '../audit/chains.ts';
 import { auditLog } from '../audit/log.ts';
 import type { RootKeyConfig } from '../config.ts';
 import { asJobs } from '../db/as-user.ts';
@@ -56,7 +57,8 @@ export async function changeRoot(sql: SqlClient, current: RootKeyConfig, next: R
   if (next.kind === 'file' && from.rootId === to.rootId) throw new UsageError('key_store_unusable', 'That is the root key already.');
   const deploymentId = await deploymentIdOf(from, primaryOf(kept, 'deployment')!);
   const fresh = await Promise.all(kept.map((record) => wrapAnew(record, from, to, deploymentId)));
-  const audit = auditLog(sql, keys);
+  const [chain] = await asJobs(sql, (tx) => listChains(tx, keys));
+  const audit = auditLog(sql, keys, { origin: chain.origin });
   await asJobs(sql, async (tx) => {
     const { rows } = await tx.query<{ id: string; wrapped: Uint8Array }>('SELECT id, wrapped FROM keyguard.kek_keys ORDER BY id FOR UPDATE');
     const before = new Map(kept.map((record) => [record.id, record]));
