@@ -73,11 +73,21 @@ import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { openaiUpstream } from './llm/openai.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
-import { createAccess, type Access } from './roles/access.ts';
+import { peopleOperations } from './people/operations.ts';
+import { createPeopleDirectory } from './people/store.ts';
+import { projectOperations } from './projects/operations.ts';
+import { createProjects } from './projects/store.ts';
+import { createAccess, type ReachAccess } from './roles/access.ts';
+import { createAssignments } from './roles/assignments.ts';
+import { roleOperations } from './roles/operations.ts';
+import { createRoles } from './roles/store.ts';
 import { secretOperations } from './secrets/operations.ts';
 import { sealedSecretVersions } from './secrets/rows.ts';
 import { createSecretStore } from './secrets/store.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
+import { serviceAccountAuthentication } from './service-accounts/authenticate.ts';
+import { serviceAccountOperations } from './service-accounts/operations.ts';
+import { createServiceAccounts } from './service-accounts/store.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
 import { settingsOperations } from './settings/operations.ts';
@@ -117,7 +127,7 @@ export interface Overrides {
   readonly clock?: Clock;
   readonly signInPolicy?: () => SignInPolicy;
   /** Gets what decides who may do what with a row, and answers with what decides in its place. */
-  readonly access?: (decides: Access) => Access;
+  readonly access?: (decides: ReachAccess) => ReachAccess;
 }
 
 /** Answers while the service is being put together. */
@@ -238,7 +248,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const checkpoints = createCheckpoints({ sql, keys, store, kept, audit });
   // So that what was answered for does not have to be answered for again.
   if (config.acknowledgedRestore !== null) await checkpoints.sign();
-  const decides = createAccess({ rowMacKey: keys.rowMacKey });
+  const clock = overrides.clock ?? systemClock;
+  const decides = createAccess({ rowMacKey: keys.rowMacKey, clock });
   const access = overrides.access?.(decides) ?? decides;
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
@@ -329,7 +340,6 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   });
   undo.push(() => proxy.close());
 
-  const clock = overrides.clock ?? systemClock;
   const signInPolicy = overrides.signInPolicy ?? ((): SignInPolicy => policyOf(settings.current()));
   const people = createPeople({ sql, keys, audit, administrators, clock, policy: signInPolicy, isSecure: origins[0].startsWith('https:') });
   const auth = createAuth({ sql, keys, origins, policy: signInPolicy, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
@@ -341,7 +351,22 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   if (database.embedded) await idempotency.releaseAll();
   let isStopping = false;
 
-  const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, origins });
+  const { rowMacKey, hashToken } = keys;
+  const assignments = createAssignments({ sql, rowMacKey, audit, clock });
+  const projects = createProjects({ sql, rowMacKey, access, audit, clock });
+  const shutDevice = (deviceId: string): void => {
+    watch.note(deviceId);
+    proxy.endCallsOf(deviceId);
+  };
+  const serviceAccounts = serviceAccountAuthentication({
+    sql,
+    rowMacKey,
+    hashToken,
+    clock,
+    record: (entry) => recordRefusal(`${entry.action} ${String(entry['resource'])}`, entry),
+    onTampered: (accountId) => log.error({ accountId }, 'a service account was changed in the database: its tokens are refused'),
+  });
+  const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, serviceAccounts, origins });
   const door = authDoor(auth, origins[0]);
   const secrets = createSecretStore({ sql, keys, audit, access });
   const operations: readonly Operation[] = [
@@ -350,6 +375,10 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...sessionOperations({ sql, audit, ...people }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
+    ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
+    ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
+    ...projectOperations({ sql, projects, assignments }),
+    ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept }),
     ...secretOperations({ sql, store: secrets }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),

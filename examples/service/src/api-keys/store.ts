@@ -18,7 +18,8 @@ import type { SealedTable } from '../keys/sealed-tables.ts';
 
 /** The project that every deployment begins with. */
 export const DEFAULT_PROJECT_ID = 'default';
-const SYSTEM = 'system';
+/** Owns what belongs to no person. */
+export const SYSTEM = 'system';
 const TABLE = 'stored_api_keys';
 const VERSION = 1;
 

@@ -7,6 +7,8 @@ import type { Administrators } from '@keyguard/storage-node/postgres';
 import { HttpProblem } from '../http/problems.ts';
 import { demandOwnPage } from '../http/request-rules.ts';
 import type { Permission } from '../roles/permissions.ts';
+import type { ServiceAccountAuthentication } from '../service-accounts/authenticate.ts';
+import { isServiceAccountToken } from '../service-accounts/tokens.ts';
 import { sessionOf, type Auth } from './better-auth.ts';
 import { lackOf, type CurrentSignInPolicy } from './policy.ts';
 import type { SecondFactorStanding, Standings } from './standing.ts';
@@ -50,6 +52,7 @@ export interface AuthenticateOptions {
   readonly administrators: Administrators;
   readonly standings: Standings;
   readonly policy: CurrentSignInPolicy;
+  readonly serviceAccounts: ServiceAccountAuthentication;
   /** Whose pages may use the cookie. */
   readonly origins: readonly string[];
 }
@@ -72,7 +75,7 @@ export interface AuthenticateRequest {
 export type Authenticate = (request: Request, how?: AuthenticateRequest) => Promise<void>;
 
 /** Lets through who is signed in, with `request.principal` set, and nobody else. */
-export function authenticate({ auth, administrators, standings, policy, origins }: AuthenticateOptions): Authenticate {
+export function authenticate({ auth, administrators, standings, policy, serviceAccounts, origins }: AuthenticateOptions): Authenticate {
 
   async function bySession(headers: Headers): Promise<Session | null> {
     const found = await sessionOf(auth, headers);
@@ -99,22 +102,35 @@ export function authenticate({ auth, administrators, standings, policy, origins 
     return bySession(new Headers({ cookie }));
   }
 
-  async function identify(request: Request): Promise<Person> {
+  /** Whose token was sent; `null` where it is not one of a service account at all. */
+  async function program(request: Request): Promise<ServiceAccount | null> {
+    const token = BEARER.exec(request.headers.authorization ?? '')?.[1];
+    if (token === undefined || !isServiceAccountToken(token)) return null;
+    const found = await serviceAccounts.find(token, request.ip ?? null);
+    if (found === null) throw notAuthenticated();
+    return found;
+  }
+
+  async function person(request: Request): Promise<Person> {
     const found = await find(request);
     // A session that has ended takes its JWTs along.
     const standing = found === null ? null : await standings.of(found.sessionId, found.userId);
-    if (found === null || standing === null) throw new HttpProblem('not_authenticated', 'Sign in first: send a session token or a JWT as a bearer.');
+    if (found === null || standing === null) throw notAuthenticated();
     const { userId, sessionId } = found;
     const isAdministrator = await administrators.has(userId);
     return { kind: 'person', userId, sessionId, actor: `user:${userId}`, isAdministrator, secondFactor: standing.secondFactor };
   }
 
   return async (request, { beforeSecondFactor = false } = {}) => {
-    request.principal ??= await identify(request);
+    request.principal ??= (await program(request)) ?? (await person(request));
     const { principal } = request;
     const lack = beforeSecondFactor || principal.kind !== 'person' ? null : lackOf(principal, policy());
     if (lack !== null) throw lack;
   };
+}
+
+function notAuthenticated(): HttpProblem {
+  return new HttpProblem('not_authenticated', 'Sign in first: send a session token, a JWT or the token of a service account as a bearer.');
 }
 
 /** The caller. @throws HttpProblem `not_authenticated` when `authenticate` did not run before */

@@ -14,6 +14,7 @@ import {
   type DeviceMoveOutcome,
   type RotationCodeOutcome,
   type SqlClient,
+  type SqlTransaction,
 } from '@keyguard/storage-node/postgres';
 import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
 import type { AuditLog } from '../audit/log.ts';
@@ -151,7 +152,10 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
         const entry: AuditEntry = { action: `device.${move}`, outcome: 'success', actor, resource: `device:${deviceId}`, device_id: deviceId };
         const result = await asUser(sql, userId, async (tx): Promise<DeviceMoveOutcome> => {
           const outcome = await postgresDeviceDirectory(tx, { rowMacKey, clock }).transition(deviceId, move, { byUserId: userId });
-          if (outcome.outcome === 'changed') await audit.recordIn(tx, { ...entry, from: outcome.from, to: outcome.device.status });
+          if (outcome.outcome === 'changed') {
+            if (outcome.device.status === 'active') await demandOpenOwner(tx, deviceId);
+            await audit.recordIn(tx, { ...entry, from: outcome.from, to: outcome.device.status });
+          }
           return outcome;
         });
         if (result.outcome !== 'changed') throw refusalOf(result, move);
@@ -199,6 +203,15 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
   );
 
   return [createCode, listCodes, revokeCode, list, get, ...moves, createRotationCode];
+}
+
+/** A device of somebody who may not come in does not come in either. */
+async function demandOpenOwner(tx: SqlTransaction, deviceId: string): Promise<void> {
+  const { rows } = await tx.query(
+    'SELECT 1 FROM keyguard.devices d JOIN keyguard.disabled_people p ON p.user_id = d.owner_id WHERE d.device_id = $1',
+    [deviceId],
+  );
+  if (rows.length > 0) throw new HttpProblem('illegal_transition', 'The owner of this device is disabled: enable that person first.');
 }
 
 const SUMMARIES: Readonly<Record<DeviceMove, string>> = {

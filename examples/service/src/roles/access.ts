@@ -30,6 +30,22 @@ export interface Access {
   permissionsOn(tx: SqlTransaction, principal: Principal, row: Governed): Promise<ReadonlySet<Permission>>;
 }
 
+/** Where somebody holds a permission by roles, or by being an administrator. */
+export interface Reach {
+  readonly everywhere: boolean;
+  /** Those that are not archived. */
+  readonly projectIds: readonly string[];
+}
+
+/** For lists: which rows to ask the database for, without asking about each. */
+export interface ReachAccess extends Access {
+  /**
+   * Where `principal`, for whom `tx` acts, has `permission` beside on what it owns and what is shared with it.
+   * @throws UnavailableError seam `roles` for an assignment or a role without its MAC
+   */
+  reachOf(tx: SqlTransaction, principal: Principal, permission: Permission): Promise<Reach>;
+}
+
 export interface AccessOptions {
   readonly rowMacKey: RowMacKey;
   readonly clock?: Clock;
@@ -83,11 +99,16 @@ interface GrantRow {
   role_mac: Uint8Array;
 }
 
+interface Held {
+  readonly projectId: string | null;
+  readonly permissions: readonly Permission[];
+}
+
 const KNOWN: ReadonlySet<string> = new Set(PERMISSION_NAMES);
 const OWNER: readonly Permission[] = PERMISSION_NAMES;
 const ADMINISTRATOR: readonly Permission[] = PERMISSION_NAMES.filter((name) => !name.startsWith('secrets:'));
 
-export function createAccess({ rowMacKey, clock = systemClock }: AccessOptions): Access {
+export function createAccess({ rowMacKey, clock = systemClock }: AccessOptions): ReachAccess {
   async function demandIntact(row: GrantRow): Promise<void> {
     const grant: AssignmentGrant = {
       id: row.id,
@@ -107,21 +128,22 @@ export function createAccess({ rowMacKey, clock = systemClock }: AccessOptions):
     }
   }
 
-  async function byRoles(tx: SqlTransaction, userId: string, projectId: string | null): Promise<readonly Permission[]> {
+  /** What is held everywhere or in `projectId`; with `undefined`, what is held anywhere. */
+  async function heldBy(tx: SqlTransaction, userId: string, projectId: string | null | undefined): Promise<readonly Held[]> {
     const { rows } = await tx.query<GrantRow>(
       `SELECT a.id, a.user_id, a.role_id, a.project_id, a.granted_by, a.granted_at_ms, a.expires_at_ms, a.mac_key_id, a.mac,
           r.name, r.permissions, r.is_system, r.mac_key_id AS role_mac_key_id, r.mac AS role_mac
         FROM keyguard.secret_user_roles a JOIN keyguard.secret_roles r ON r.id = a.role_id
-        WHERE a.user_id = $1 AND (a.expires_at_ms IS NULL OR a.expires_at_ms > $3)
-          AND (a.project_id IS NULL OR (a.project_id = $2 AND keyguard.project_is_open(a.project_id)))`,
-      [userId, projectId, clock.nowMs()],
+        WHERE a.user_id = $1 AND (a.expires_at_ms IS NULL OR a.expires_at_ms > $4)
+          AND (a.project_id IS NULL OR (($3 OR a.project_id = $2) AND keyguard.project_is_open(a.project_id)))`,
+      [userId, projectId ?? null, projectId === undefined, clock.nowMs()],
     );
-    const granted: Permission[] = [];
+    const held: Held[] = [];
     for (const row of rows) {
       await demandIntact(row);
-      granted.push(...row.permissions.filter((name): name is Permission => KNOWN.has(name)));
+      held.push({ projectId: row.project_id, permissions: row.permissions.filter((name): name is Permission => KNOWN.has(name)) });
     }
-    return granted;
+    return held;
   }
 
   return {
@@ -129,9 +151,18 @@ export function createAccess({ rowMacKey, clock = systemClock }: AccessOptions):
       const granted =
         ownerId === principal.userId
           ? new Set(OWNER)
-          : new Set([...shared, ...(await byRoles(tx, principal.userId, projectId)), ...(principal.isAdministrator ? ADMINISTRATOR : [])]);
+          : new Set([...shared, ...(await heldBy(tx, principal.userId, projectId)).flatMap(({ permissions }) => permissions), ...(principal.isAdministrator ? ADMINISTRATOR : [])]);
       if (principal.kind === 'person') return granted;
       return new Set([...granted].filter((permission) => principal.scopes.has(permission)));
+    },
+
+    async reachOf(tx, principal, permission) {
+      if (principal.kind === 'service_account' && !principal.scopes.has(permission)) return { everywhere: false, projectIds: [] };
+      const held = (await heldBy(tx, principal.userId, undefined)).filter(({ permissions }) => permissions.includes(permission));
+      return {
+        everywhere: (principal.isAdministrator && ADMINISTRATOR.includes(permission)) || held.some(({ projectId }) => projectId === null),
+        projectIds: [...new Set(held.flatMap(({ projectId }) => (projectId === null ? [] : [projectId])))],
+      };
     },
   };
 }

@@ -3,7 +3,7 @@
  * a row fails `matrix.test.ts`.
  */
 import { PRINCIPALS, type Who } from './stage.ts';
-import { newDevice, newEnrollmentCode, newSecret, newSession, type World } from './world.ts';
+import { newDevice, newEnrollmentCode, newProject, newRole, newSecret, newServiceAccount, newSession, type World } from './world.ts';
 
 export interface Call {
   readonly params?: Readonly<Record<string, string>>;
@@ -29,6 +29,14 @@ const signedIn = (status: number, except: Partial<Statuses> = {}): Statuses => a
 const owners = (status: number, except: Partial<Statuses> = {}): Statuses => signedIn(404, { owner: status, ...except });
 /** Of administrators alone. */
 const administrators = (status: number, except: Partial<Statuses> = {}): Statuses => signedIn(403, { administrator: status, ...except });
+
+/** Not for programs, which are refused before anything is looked at. */
+const NO_PROGRAM: Partial<Statuses> = { service_account: 403 };
+const nobody = (): Call => ({ params: { id: '00000000-0000-4000-8000-000000000000' } });
+const ownerOf = (world: World): Call => ({ params: { id: world.people.owner.userId } });
+const role = async (world: World): Promise<Call> => ({ params: { id: await newRole(world) } });
+const project = async (world: World): Promise<Call> => ({ params: { id: await newProject(world) } });
+const serviceAccount = async (world: World): Promise<Call> => ({ params: { id: await newServiceAccount(world) } });
 
 const device = async (world: World): Promise<Call> => ({ params: { id: await newDevice(world) } });
 
@@ -57,7 +65,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
   changePassword: { call: () => ({ body: { current_password: 'x', new_password: 'short' } }), answers: signedIn(400, { service_account: 403 }) },
   revokeOtherSessions: { answers: signedIn(200, { service_account: 403 }) },
   getSession: { answers: signedIn(200, { service_account: 401 }) },
-  getToken: { answers: signedIn(200, { service_account: 401 }) },
+  getToken: { answers: signedIn(200, { service_account: 403 }) },
   getJwks: { answers: all(200) },
 
   getSecondFactor: { answers: signedIn(200, { service_account: 403 }) },
@@ -115,4 +123,43 @@ export const ROWS: Readonly<Record<string, Row>> = {
   getSettings: { answers: administrators(200) },
   changeSettings: { call: () => ({ body: { links: { max_views: 3 } }, headers: { 'if-match': '*' } }), answers: administrators(200) },
   listSettingsVersions: { answers: administrators(200) },
+
+  listRoles: { answers: signedIn(200, NO_PROGRAM) },
+  getRole: { call: role, answers: signedIn(200, NO_PROGRAM) },
+  createRole: { call: (world) => ({ body: { name: world.roleName(), permissions: ['usage:read'] } }), answers: administrators(201) },
+  updateRole: { call: async (world) => ({ ...(await role(world)), body: { description: 'Changed.' } }), answers: administrators(200) },
+  deleteRole: { call: role, answers: administrators(204) },
+  listUserRoles: { call: ownerOf, answers: owners(200, { administrator: 200, ...NO_PROGRAM }) },
+  grantUserRole: { call: async (world) => ({ ...ownerOf(world), body: { role_id: await newRole(world) } }), answers: administrators(201) },
+  revokeUserRole: {
+    async call(world) {
+      const { id } = await world.make('administrator', `/api/users/${world.people.owner.userId}/roles`, { role_id: await newRole(world) });
+      return { params: { id: world.people.owner.userId, assignment_id: id! } };
+    },
+    answers: administrators(204),
+  },
+  listUsers: { answers: administrators(200) },
+  getMe: { answers: signedIn(200, NO_PROGRAM) },
+  getUser: { call: ownerOf, answers: owners(200, { administrator: 200, ...NO_PROGRAM }) },
+  // Of nobody: the others are needed as they are.
+  makeAdministrator: { call: nobody, answers: administrators(404) },
+  unmakeAdministrator: { call: nobody, answers: administrators(404) },
+  disableUser: { call: nobody, answers: administrators(404) },
+  enableUser: { call: nobody, answers: administrators(404) },
+
+  listProjects: { answers: signedIn(200) },
+  createProject: { call: () => ({ body: { name: 'A project' } }), answers: signedIn(201) },
+  getProject: { call: project, answers: owners(200, { administrator: 200 }) },
+  updateProject: { call: async (world) => ({ ...(await project(world)), body: { environment: 'test' } }), answers: owners(200, { administrator: 200 }) },
+  archiveProject: { call: project, answers: owners(200, { administrator: 200 }) },
+  listProjectMembers: { call: project, answers: owners(200, { administrator: 200 }) },
+
+  listServiceAccounts: { answers: signedIn(200, NO_PROGRAM) },
+  createServiceAccount: { call: () => ({ body: { name: 'A robot', scopes: ['usage:read'] } }), answers: signedIn(201, NO_PROGRAM) },
+  getServiceAccount: { call: serviceAccount, answers: owners(200, { administrator: 200, ...NO_PROGRAM }) },
+  updateServiceAccount: { call: async (world) => ({ ...(await serviceAccount(world)), body: { scopes: ['audit:read'] } }), answers: owners(200, { administrator: 403, ...NO_PROGRAM }) },
+  rotateServiceAccountToken: { call: async (world) => ({ ...(await serviceAccount(world)), body: {} }), answers: owners(200, { administrator: 403, ...NO_PROGRAM }) },
+  disableServiceAccount: { call: serviceAccount, answers: owners(200, { administrator: 200, ...NO_PROGRAM }) },
+  enableServiceAccount: { call: serviceAccount, answers: owners(200, { administrator: 200, ...NO_PROGRAM }) },
+  deleteServiceAccount: { call: serviceAccount, answers: owners(204, { administrator: 204, ...NO_PROGRAM }) },
 };

@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
+import { PERMISSION_NAMES } from '../../src/roles/permissions.ts';
 import { signIn, startInProcess, type Person, type Stage, type Who } from './stage.ts';
 
 interface Canary {
@@ -22,6 +23,8 @@ export interface World {
   keep(what: string, text: string, knownTo?: readonly Who[]): string;
   /** A new text to call something by. */
   name(what: string, knownTo?: readonly Who[]): string;
+  /** A new one, which is no secret. */
+  roleName(): string;
   /** What was made by a POST. */
   make(who: Who, path: string, body?: object): Promise<Record<string, string>>;
   stop(): Promise<void>;
@@ -54,6 +57,7 @@ export async function makeWorld(): Promise<World> {
       return text;
     },
     name: (what, knownTo) => world.keep(what, `canary-${what}-${randomBytes(8).toString('hex')}`, knownTo),
+    roleName: () => `role-${randomBytes(8).toString('hex')}`,
     async make(who, path, body = {}) {
       const answer = await call('POST', path, { token: tokens.get(who)!, body });
       if (answer.status !== 200 && answer.status !== 201) throw new Error(`POST ${path} as ${who}: ${answer.status} ${answer.text}`);
@@ -61,6 +65,8 @@ export async function makeWorld(): Promise<World> {
     },
     stop: () => stage.stop(),
   };
+  // A stranger's program, which may do whatever a program may.
+  tokens.set('service_account', (await world.make('other', '/api/service-accounts', { name: 'A program', scopes: PERMISSION_NAMES }))['token']!);
   for (const name of ['userId', 'email'] as const) world.keep(`owner's ${name}`, people.owner[name], ADMINISTERED);
   const apiKey = await world.make('administrator', '/api/api-keys', { provider: 'openai', name: world.name('api-key-name', ['administrator']), value: world.name('api-key-value', []) });
   world.keep('api key id', apiKey['id']!, ['administrator']);
@@ -100,7 +106,25 @@ export async function newEnrollmentCode(world: World): Promise<{ readonly id: st
 
 /** A session of the owner's beside the one that the owner calls with. */
 export async function newSession(world: World): Promise<string> {
+  // One for each principal, within a minute: more than an address may try.
+  await world.stage.sql.query('DELETE FROM keyguard_auth.rate_limits');
   const token = await signIn(world.stage.call, world.people.owner.email);
   const { json } = await world.stage.call('GET', '/api/auth/get-session', { token });
   return world.keep('session id', json.session.id as string, ADMINISTERED);
+}
+
+/** A role, which everybody may know of. */
+export async function newRole(world: World): Promise<string> {
+  return (await world.make('administrator', '/api/roles', { name: world.roleName(), permissions: ['usage:read'] }))['id']!;
+}
+
+export async function newProject(world: World): Promise<string> {
+  const { id } = await world.make('owner', '/api/projects', { name: world.name('project-name', ADMINISTERED) });
+  return world.keep('project id', id!, ADMINISTERED);
+}
+
+export async function newServiceAccount(world: World): Promise<string> {
+  const { id, token } = await world.make('owner', '/api/service-accounts', { name: world.name('service-account-name', ADMINISTERED), scopes: ['projects:read'] });
+  world.keep('service account token', token!);
+  return world.keep('service account id', id!, ADMINISTERED);
 }

@@ -1,0 +1,191 @@
+/**
+ * Projects: what devices, provider keys and secrets are grouped by, and where roles can be held. Whoever makes one owns it; an owner
+ * does everything with it, others what their roles in it say.
+ */
+import { randomUUID } from 'node:crypto';
+import type { Clock } from '@keyguard/core/seams';
+import { isIntact, pageOf, pageStart, rowMac, tampered, type Page, type PageRequest, type RowField, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
+import { DEFAULT_PROJECT_ID, SYSTEM } from '../api-keys/store.ts';
+import type { AuditLog } from '../audit/log.ts';
+import type { Principal } from '../auth/principal.ts';
+import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
+import { demandMatch } from '../http/preconditions.ts';
+import { HttpProblem, notFound } from '../http/problems.ts';
+import type { ReachAccess } from '../roles/access.ts';
+import type { Permission } from '../roles/permissions.ts';
+import { lockProject } from './lock.ts';
+
+export interface Project {
+  readonly id: string;
+  readonly ownerId: string;
+  readonly name: string;
+  readonly environment: string;
+  readonly version: number;
+  readonly createdAtMs: number;
+  readonly archivedAtMs: number | null;
+}
+
+export interface ProjectChange {
+  readonly name?: string;
+  readonly environment?: string;
+}
+
+export interface Projects {
+  /** The caller's own, and those that the caller's roles let it see; newest first. */
+  list(principal: Principal, request: PageRequest): Promise<Page<Project>>;
+  /** @throws HttpProblem `not_found` */
+  get(principal: Principal, id: string): Promise<Project>;
+  create(principal: Principal, project: { readonly name: string; readonly environment: string }): Promise<Project>;
+  /** @throws HttpProblem `not_found`, `forbidden`, `project_archived`, `precondition_failed` */
+  update(principal: Principal, id: string, change: ProjectChange, ifMatch: readonly string[] | null): Promise<Project>;
+  /**
+   * Ends a project for good: nothing comes into it any more, and no role that is held in it grants anything.
+   * @throws HttpProblem `not_found`, `forbidden`, `project_in_use` while a device that is not revoked or a key in use is in it
+   */
+  archive(principal: Principal, id: string, ifMatch: readonly string[] | null): Promise<Project>;
+  /**
+   * The project, where the caller, for whom `tx` acts, has `permission` on it.
+   * @throws HttpProblem `not_found` where the caller may not even see it, else `forbidden`
+   * @throws UnavailableError for a row without its MAC
+   */
+  demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project>;
+}
+
+export interface ProjectsOptions {
+  readonly sql: SqlClient;
+  readonly rowMacKey: RowMacKey;
+  readonly access: ReachAccess;
+  readonly audit: AuditLog;
+  readonly clock: Clock;
+}
+
+interface ProjectRow {
+  id: string;
+  owner_id: string;
+  name: string;
+  environment: string;
+  version: number;
+  created_at_ms: unknown;
+  archived_at_ms: unknown;
+  mac_key_id: string | null;
+  mac: Uint8Array | null;
+}
+
+const SEAM = 'projects';
+const TABLE = 'api_key_projects';
+const COLUMNS = 'id, owner_id, name, environment, version, created_at_ms, archived_at_ms, mac_key_id, mac';
+
+function fieldsOf({ id, ownerId, environment, archivedAtMs }: Pick<Project, 'id' | 'ownerId' | 'environment' | 'archivedAtMs'>): readonly RowField[] {
+  return [id, ownerId, environment, archivedAtMs];
+}
+
+export function createProjects({ sql, rowMacKey, access, audit, clock }: ProjectsOptions): Projects {
+  /** @throws UnavailableError for a row that nobody vouches for, because of what its owner may do */
+  async function projectOf(row: ProjectRow): Promise<Project> {
+    const project: Project = {
+      id: row.id,
+      ownerId: row.owner_id,
+      name: row.name,
+      environment: row.environment,
+      version: Number(row.version),
+      createdAtMs: Number(row.created_at_ms),
+      archivedAtMs: row.archived_at_ms === null ? null : Number(row.archived_at_ms),
+    };
+    const isFirst = row.mac === null && row.id === DEFAULT_PROJECT_ID && row.owner_id === SYSTEM && row.archived_at_ms === null;
+    if (!isFirst && (row.mac === null || row.mac_key_id === null || !(await isIntact(rowMacKey, TABLE, fieldsOf(project), { macKeyId: row.mac_key_id, mac: row.mac })))) {
+      throw tampered(SEAM, TABLE);
+    }
+    return project;
+  }
+
+  async function demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project> {
+    const { rows } = await tx.query<ProjectRow>(`SELECT ${COLUMNS} FROM keyguard.api_key_projects WHERE id = $1`, [id]);
+    if (rows[0] === undefined) throw notFound();
+    const project = await projectOf(rows[0]);
+    const allowed = await access.permissionsOn(tx, principal, { ownerId: project.ownerId, projectId: id, shared: [] });
+    if (allowed.has(permission)) return project;
+    throw allowed.has('projects:read') ? new HttpProblem('forbidden', `Here you lack the permission ${permission}.`) : notFound();
+  }
+
+  /** The project, changed as said; whoever changes it at the same time waits. */
+  async function changeIn(tx: SqlTransaction, principal: Principal, before: Project, change: Partial<Project>, action: string): Promise<Project> {
+    const after = { ...before, ...change };
+    const { rows } = await tx.query<ProjectRow>(
+      `UPDATE keyguard.api_key_projects SET name = $2, environment = $3, archived_at_ms = $4, version = version + 1, mac_key_id = $5, mac = $6
+        WHERE id = $1 RETURNING ${COLUMNS}`,
+      [before.id, after.name, after.environment, after.archivedAtMs, rowMacKey.keyId, await rowMac(rowMacKey, TABLE, fieldsOf(after))],
+    );
+    if (rows[0] === undefined) throw notFound();
+    await audit.recordIn(tx, {
+      action, outcome: 'success', actor: principal.actor, resource: `project:${before.id}`, project_id: before.id, name: after.name,
+      environment: after.environment,
+    });
+    return projectOf(rows[0]);
+  }
+
+  async function lockedIn(tx: SqlTransaction, principal: Principal, id: string, ifMatch: readonly string[] | null): Promise<Project> {
+    await lockProject(tx, id);
+    const project = await demandIn(tx, principal, id, 'projects:write');
+    demandMatch(ifMatch, String(project.version));
+    return project;
+  }
+
+  /** Asked as those who see all: the caller need not see a device for it to be there. */
+  async function demandEmpty(tx: SqlTransaction, id: string): Promise<void> {
+    const devices = await asVerifier(tx, (inner) => inner.query(`SELECT 1 FROM keyguard.devices WHERE project_id = $1 AND status <> 'revoked' LIMIT 1`, [id]));
+    const keys = await asJobs(tx, (inner) => inner.query('SELECT 1 FROM keyguard.stored_api_keys WHERE project_id = $1 AND is_active LIMIT 1', [id]));
+    const inside = [...(devices.rows.length > 0 ? ['devices'] : []), ...(keys.rows.length > 0 ? ['provider keys'] : [])];
+    if (inside.length > 0) throw new HttpProblem('project_in_use', `There are ${inside.join(' and ')} in it: revoke them first.`);
+  }
+
+  return {
+    list: (principal, request) =>
+      asUser(sql, principal.userId, async (tx) => {
+        const start = pageStart(request);
+        const { limit = 50 } = request;
+        const { everywhere, projectIds } = await access.reachOf(tx, principal, 'projects:read');
+        const { rows } = await tx.query<ProjectRow>(
+          `SELECT ${COLUMNS} FROM keyguard.api_key_projects
+            WHERE ($1 OR owner_id = $2 OR id = ANY ($3::text[])) AND ($4::bigint IS NULL OR (created_at_ms, id) < ($4::bigint, $5::text))
+            ORDER BY created_at_ms DESC, id DESC LIMIT $6`,
+          [everywhere, principal.userId, projectIds, start?.[0] ?? null, start?.[1] ?? null, limit + 1],
+        );
+        const page = pageOf(rows, limit, (row) => [Number(row.created_at_ms), row.id], projectOf);
+        return { items: await Promise.all(page.items), nextCursor: page.nextCursor };
+      }),
+
+    get: (principal, id) => asUser(sql, principal.userId, (tx) => demandIn(tx, principal, id, 'projects:read')),
+
+    create: (principal, { name, environment }) =>
+      asUser(sql, principal.userId, async (tx) => {
+        const made = { id: randomUUID(), ownerId: principal.userId, environment, archivedAtMs: null };
+        const { rows } = await tx.query<ProjectRow>(
+          `INSERT INTO keyguard.api_key_projects (id, owner_id, name, environment, created_at_ms, mac_key_id, mac)
+            VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING ${COLUMNS}`,
+          [made.id, made.ownerId, name, environment, clock.nowMs(), rowMacKey.keyId, await rowMac(rowMacKey, TABLE, fieldsOf(made))],
+        );
+        await audit.recordIn(tx, {
+          action: 'project.create', outcome: 'success', actor: principal.actor, resource: `project:${made.id}`, project_id: made.id, name, environment,
+        });
+        return projectOf(rows[0]!);
+      }),
+
+    update: (principal, id, change, ifMatch) =>
+      asUser(sql, principal.userId, async (tx) => {
+        const before = await lockedIn(tx, principal, id, ifMatch);
+        if (before.archivedAtMs !== null) throw new HttpProblem('project_archived', 'This project is archived, and stays as it is.');
+        return changeIn(tx, principal, before, change, 'project.update');
+      }),
+
+    archive: (principal, id, ifMatch) =>
+      asUser(sql, principal.userId, async (tx) => {
+        const before = await lockedIn(tx, principal, id, ifMatch);
+        if (before.archivedAtMs !== null) return before;
+        if (id === DEFAULT_PROJECT_ID) throw new HttpProblem('project_in_use', 'The first project is never archived.');
+        await demandEmpty(tx, id);
+        return changeIn(tx, principal, before, { archivedAtMs: clock.nowMs() }, 'project.archive');
+      }),
+
+    demandIn,
+  };
+}
