@@ -27,6 +27,8 @@ export interface AppOptions {
   readonly proxy: LlmProxy;
   /** Sets who is calling, or throws. */
   readonly authenticate: Authenticate;
+  /** On which somebody opens a one-time link: for people without a name here. */
+  readonly linkPage: Router;
   /** The operations of the control plane. */
   readonly controlPlane: Router;
   readonly onSeen: (deviceId: string, ip: string | null) => void;
@@ -65,6 +67,7 @@ export function createApp(options: AppOptions): Express {
   // Used by people and their programs: a session or a token is the credential. Who comes by another name, or from another place, is
   // not even asked for one.
   app.use(controlPlaneDoor({ authorities: options.authorities, allowlist: options.controlPlaneAllowlist }));
+  app.use(options.linkPage);
   app.use(options.controlPlane);
   // Which routes there are is in the API's document; which are not is said to those alone who are signed in.
   app.use('/api', async (request, _response, next) => {

@@ -83,6 +83,10 @@ import { roleOperations } from './roles/operations.ts';
 import { createRoles } from './roles/store.ts';
 import { secretOperations } from './secrets/operations.ts';
 import { sealedSecretVersions } from './secrets/rows.ts';
+import { createLinks } from './secrets/shares-links.ts';
+import { shareOperations } from './secrets/shares-operations.ts';
+import { linkPage } from './secrets/shares-page.ts';
+import { createShares } from './secrets/shares-store.ts';
 import { createSecretStore } from './secrets/store.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
 import { serviceAccountAuthentication } from './service-accounts/authenticate.ts';
@@ -103,6 +107,7 @@ const REVIEW_EVERY_MS = 500;
 const CONNECTIONS_CHECKED_EVERY_MS = 2000;
 const SETUP_TRIES_PER_MINUTE = 10;
 const ROTATIONS_PER_MINUTE = 10;
+const LINKS_OPENED_PER_MINUTE = 60;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
 export interface Service {
@@ -381,6 +386,12 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept }),
     ...secretOperations({ sql, store: secrets }),
+    ...shareOperations({
+      shares: createShares({ sql, keys, audit, access, secrets }),
+      links: createLinks({ sql, keys, audit, access, secrets, limits: () => settings.current().links }),
+      origin: origins[0],
+      openLimiter: limiter('link', LINKS_OPENED_PER_MINUTE),
+    }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
     ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),
   ];
@@ -403,6 +414,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     rotation,
     proxy,
     authenticate: authenticated,
+    linkPage: linkPage(),
     controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
       authenticate: authenticated,
       demandStepUp: (principal, action) => demandStepUp(principal, action, signInPolicy(), clock.nowMs()),

@@ -16,7 +16,7 @@ export interface Api {
   /** As nobody. @throws CommandError in words that say what to do */
   send(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
   /** As who is signed in. */
-  sendSigned(method: 'GET' | 'POST', path: string, body?: Json): Promise<Json>;
+  sendSigned(method: 'GET' | 'POST' | 'DELETE', path: string, body?: Json): Promise<Json>;
   /** All pages of a list, up to `limit` rows. */
   list(path: string, limit: number): Promise<readonly Json[]>;
 }

@@ -26,6 +26,7 @@ const STATUSES = {
   setup_code_invalid: [403, 'Setup code invalid'],
   four_eyes_required: [403, 'Another administrator must do this'],
   not_found: [404, 'Not found'],
+  grantee_not_found: [404, 'Nobody to share with'],
   method_not_allowed: [405, 'Method not allowed'],
   not_acceptable: [406, 'Not acceptable'],
   setup_complete: [409, 'Already set up'],

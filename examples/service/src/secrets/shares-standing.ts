@@ -4,6 +4,7 @@
  * whatever was passed on by it.
  */
 import type { SqlTransaction } from '@keyguard/storage-node/postgres';
+import type { Person } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import type { Access } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
@@ -18,13 +19,16 @@ export interface GivenShare {
 
 export type StillStands = (tx: SqlTransaction, share: GivenShare) => Promise<boolean>;
 
+/** Somebody who is asked about while they are not here: nothing that a session or a role as administrator would add counts. */
+export function absent(userId: string): Person {
+  return { kind: 'person', userId, actor: `user:${userId}`, sessionId: '', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } };
+}
+
 /** Asks in `tx`, for a moment as whoever made the share. What is shared with them does not count: it is theirs to use, not to give. */
 export function stillStands(access: Access): StillStands {
   return async (tx, { createdBy, permissions, ownerId, projectId }) => {
     if (createdBy === ownerId) return true;
-    const theirs = await asUser(tx, createdBy, (as) =>
-      access.permissionsOn(as, { kind: 'person', userId: createdBy, actor: `user:${createdBy}`, sessionId: '', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } }, { ownerId, projectId, shared: [] }),
-    );
+    const theirs = await asUser(tx, createdBy, (as) => access.permissionsOn(as, absent(createdBy), { ownerId, projectId, shared: [] }));
     return theirs.has('secrets:share') && permissions.every((permission) => theirs.has(permission as Permission));
   };
 }

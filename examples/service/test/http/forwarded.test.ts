@@ -69,6 +69,7 @@ describe.each([0, 1, 2])('with %i proxies in front', (hops) => {
       rotation: createRotation(seams),
       proxy: { handler: (_request, _response, next) => next(), sendRejection: () => {}, endCallsOf() {}, review() {}, drain: async () => {}, close() {}, usage: () => ({ runningCalls: 0, upstreamSockets: 0, keptSockets: 0 }) },
       authenticate: async () => {},
+      linkPage: Router(),
       controlPlane,
       onSeen: () => {},
       onFault: () => {},

@@ -3,7 +3,7 @@
  * a row fails `matrix.test.ts`.
  */
 import { PRINCIPALS, type Who } from './stage.ts';
-import { newDevice, newEnrollmentCode, newProject, newRole, newSecret, newServiceAccount, newSession, type World } from './world.ts';
+import { newDevice, newEnrollmentCode, newProject, newRole, newSecret, newServiceAccount, newSession, newShare, newSharedSecret, type World } from './world.ts';
 
 export interface Call {
   readonly params?: Readonly<Record<string, string>>;
@@ -52,8 +52,12 @@ async function ownersEntry({ stage, people }: World): Promise<string> {
   return String(rows[0]!.seq);
 }
 
-const secret = async (world: World): Promise<Call> => ({ params: { id: await newSecret(world) } });
-const secretVersion = async (world: World): Promise<Call> => ({ params: { id: await newSecret(world), version: '1' } });
+const secret = async (world: World): Promise<Call> => ({ params: { id: await newSharedSecret(world) } });
+const secretVersion = async (world: World): Promise<Call> => ({ params: { id: await newSharedSecret(world), version: '1' } });
+/** What a share lets do: to read, to write, and what neither does. */
+const toRead = (status: number): Statuses => owners(status, { shared_read: status, shared_write: status });
+const toWrite = (status: number): Statuses => owners(status, { shared_read: 403, shared_write: status });
+const notShared = (status: number): Statuses => owners(status, { shared_read: 403, shared_write: 403 });
 
 export const ROWS: Readonly<Record<string, Row>> = {
   getOpenApiDocument: { answers: all(200) },
@@ -103,14 +107,29 @@ export const ROWS: Readonly<Record<string, Row>> = {
   generateValue: { call: () => ({ body: { kind: 'uuid' } }), answers: signedIn(200) },
   importSecrets: { call: (_, who) => ({ body: { text: `OF_${who.toUpperCase()}=1` } }), answers: signedIn(200) },
   exportSecrets: { call: async (world) => { await newSecret(world); return { body: {} }; }, answers: signedIn(200) },
-  getSecret: { call: secret, answers: owners(200) },
-  updateSecret: { call: async (world) => ({ ...(await secret(world)), body: { tags: [] } }), answers: owners(200) },
-  deleteSecret: { call: secret, answers: owners(204) },
-  revealSecret: { call: async (world) => ({ ...(await secret(world)), body: {} }), answers: owners(200) },
-  addSecretVersion: { call: async (world) => ({ ...(await secret(world)), body: { value: 'a value' } }), answers: owners(201) },
-  listSecretVersions: { call: secret, answers: owners(200) },
-  restoreSecretVersion: { call: secretVersion, answers: owners(201) },
-  destroySecretVersion: { call: secretVersion, answers: owners(204) },
+  getSecret: { call: secret, answers: toRead(200) },
+  updateSecret: { call: async (world) => ({ ...(await secret(world)), body: { tags: [] } }), answers: toWrite(200) },
+  deleteSecret: { call: secret, answers: notShared(204) },
+  revealSecret: { call: async (world) => ({ ...(await secret(world)), body: {} }), answers: toRead(200) },
+  addSecretVersion: { call: async (world) => ({ ...(await secret(world)), body: { value: 'a value' } }), answers: toWrite(201) },
+  listSecretVersions: { call: secret, answers: toRead(200) },
+  restoreSecretVersion: { call: secretVersion, answers: toWrite(201) },
+  destroySecretVersion: { call: secretVersion, answers: notShared(204) },
+
+  shareSecret: { call: async (world) => ({ ...(await secret(world)), body: { grantee: { type: 'user', id: world.people.shared_read.userId }, permission: 'read' } }), answers: notShared(201) },
+  listShares: { call: secret, answers: notShared(200) },
+  revokeShare: {
+    async call(world) {
+      const id = await newSharedSecret(world);
+      return { params: { id, share_id: await newShare(world, id, 'shared_read') } };
+    },
+    // Whom a share is given to may give it up.
+    answers: owners(204, { shared_read: 204 }),
+  },
+  listSharedWithMe: { call: async (world) => { await newSharedSecret(world); return {}; }, answers: signedIn(200) },
+  createSecretLink: { call: async (world) => ({ ...(await secret(world)), body: {} }), answers: notShared(201) },
+  // What opens for whoever has the link is in shares-links.test.ts; nobody has this one.
+  openSecretLink: { call: () => ({ params: { token: `kgl_${'A'.repeat(43)}` }, body: {} }), answers: all(404) },
 
   listAuditEntries: { answers: signedIn(200) },
   exportAuditLog: { answers: signedIn(403, { administrator: 200 }) },
@@ -119,6 +138,12 @@ export const ROWS: Readonly<Record<string, Row>> = {
   getAuditVerifierKey: { answers: signedIn(200) },
   proveAuditEntry: { call: async (world) => ({ ...(await signed(world)), params: { seq: await ownersEntry(world) } }), answers: owners(200, { administrator: 200 }) },
   proveAuditConsistency: { call: async (world) => ({ ...(await signed(world)), query: '?from=0' }), answers: signedIn(200) },
+
+  rotateKek: { answers: administrators(201) },
+  listKekRotations: { answers: administrators(200) },
+  getKekRotation: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+  listKeks: { answers: administrators(200) },
+  destroyKek: { call: () => ({ params: { id: 'kek-00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
 
   getSettings: { answers: administrators(200) },
   changeSettings: { call: () => ({ body: { links: { max_views: 3 } }, headers: { 'if-match': '*' } }), answers: administrators(200) },

@@ -67,9 +67,10 @@ export async function makeWorld(): Promise<World> {
   };
   // A stranger's program, which may do whatever a program may.
   tokens.set('service_account', (await world.make('other', '/api/service-accounts', { name: 'A program', scopes: PERMISSION_NAMES }))['token']!);
-  for (const name of ['userId', 'email'] as const) world.keep(`owner's ${name}`, people.owner[name], ADMINISTERED);
+  for (const name of ['userId', 'email'] as const) world.keep(`owner's ${name}`, people.owner[name], ['owner', 'administrator', 'shared_read', 'shared_write']);
   const apiKey = await world.make('administrator', '/api/api-keys', { provider: 'openai', name: world.name('api-key-name', ['administrator']), value: world.name('api-key-value', []) });
   world.keep('api key id', apiKey['id']!, ['administrator']);
+  await newLink(world, await newSecret(world));
   return world;
 }
 
@@ -91,11 +92,37 @@ export async function newDevice(world: World): Promise<string> {
   return world.keep('device id', deviceId, ADMINISTERED);
 }
 
-/** A secret of the owner's, with an older version. */
-export async function newSecret(world: World): Promise<string> {
-  const { id } = await world.make('owner', '/api/secrets', { name: world.name('secret-name'), value: world.name('secret-value'), tags: [world.name('secret-tag')] });
-  await world.make('owner', `/api/secrets/${id}/versions`, { value: world.name('second-value'), reason: world.name('version-reason') });
-  return world.keep('secret id', id!, ADMINISTERED);
+/** A secret of the owner's, with an older version, of which nobody else knows. */
+export async function newSecret(world: World, knownTo: readonly Who[] = OWNER): Promise<string> {
+  const { id } = await world.make('owner', '/api/secrets', {
+    name: world.name('secret-name', knownTo), value: world.name('secret-value', knownTo), tags: [world.name('secret-tag', knownTo)],
+  });
+  await world.make('owner', `/api/secrets/${id}/versions`, { value: world.name('second-value', knownTo), reason: world.name('version-reason', knownTo) });
+  // The audit log names it to administrators.
+  return world.keep('secret id', id!, [...knownTo, 'administrator']);
+}
+
+const SHARED: readonly Who[] = ['owner', 'shared_read', 'shared_write'];
+
+/** Likewise, shared with one who may read it and one who may write it. */
+export async function newSharedSecret(world: World): Promise<string> {
+  const id = await newSecret(world, SHARED);
+  await newShare(world, id, 'shared_read');
+  await newShare(world, id, 'shared_write');
+  return id;
+}
+
+export async function newShare(world: World, secretId: string, who: 'shared_read' | 'shared_write'): Promise<string> {
+  const { id } = await world.make('owner', `/api/secrets/${secretId}/shares`, {
+    grantee: { type: 'user', id: world.people[who].userId }, permission: who === 'shared_read' ? 'read' : 'write',
+  });
+  return world.keep('share id', id!, ['owner', who, 'administrator']);
+}
+
+export async function newLink(world: World, secretId: string): Promise<string> {
+  const { id, token } = await world.make('owner', `/api/secrets/${secretId}/links`, {});
+  world.keep('link token', token!);
+  return world.keep('link id', id!, ADMINISTERED);
 }
 
 export async function newEnrollmentCode(world: World): Promise<{ readonly id: string; readonly code: string }> {
