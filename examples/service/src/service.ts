@@ -36,6 +36,7 @@ import { createCheckpoints } from './audit/checkpoints.ts';
 import { keptCheckpoints } from './audit/kept.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
 import { refusalSampler } from './audit/refusal-sampling.ts';
+import { createMacRotation } from './audit/mac-rotation.ts';
 import { auditOperations } from './audit/operations.ts';
 import { assertNotRolledBack } from './audit/rollback.ts';
 import { createAuth } from './auth/better-auth.ts';
@@ -101,6 +102,7 @@ const DRAIN_MS = 28_000;
 const STOP_MS = 30_000;
 const PURGE_EVERY_MS = 60_000;
 const CHECKPOINTS_EVERY_MS = 1000;
+const MAC_KEYS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
 // By default Node looks every half minute for who is too slow, and lets them be for as long.
@@ -251,6 +253,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const audit = auditLog(sql, keys, { origin: chain.origin });
   const store = await checkpointStore(sql, chain.origin, keys.checkpointSigner);
   const checkpoints = createCheckpoints({ sql, keys, store, kept, audit });
+  const macRotation = createMacRotation({ sql, auditMac: keys.auditMac, audit });
   // So that what was answered for does not have to be answered for again.
   if (config.acknowledgedRestore !== null) await checkpoints.sign();
   const clock = overrides.clock ?? systemClock;
@@ -384,7 +387,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
     ...projectOperations({ sql, projects, assignments }),
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
-    ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept }),
+    ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept, macRotation }),
     ...secretOperations({ sql, store: secrets }),
     ...shareOperations({
       shares: createShares({ sql, keys, audit, access, secrets }),
@@ -436,7 +439,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
   const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
-  timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()));
+  timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);

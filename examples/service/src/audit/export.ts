@@ -8,7 +8,7 @@ import * as z from 'zod';
 import type { AuditRecord } from '@keyguard/core/seams';
 import { writeExport } from '@keyguard/example-audit-verifier/export';
 import { asJobs, asUser } from '../db/as-user.ts';
-import { bytesOf, integer } from '../db/values.ts';
+import { integer } from '../db/values.ts';
 import type { Principal } from '../auth/principal.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { HttpProblem } from '../http/problems.ts';
@@ -16,31 +16,16 @@ import { readHead } from './checkpoint-store.ts';
 import { csvHeading, csvRow } from './csv.ts';
 import type { AuditOperationsOptions } from './operations.ts';
 import { conditionsOf, entryJson, filterQuery, readsAll, type EntryRow, type Filters } from './reading.ts';
+import { RECORD_COLUMNS, recordOf, type RecordRow } from './records.ts';
 
 const PAGE = 500;
-
-interface RecordRow extends EntryRow {
-  prev_mac: unknown;
-  mac: unknown;
-  mac_key_id: string;
-  handover_mac: unknown;
-  handover_mac_key_id: string | null;
-}
-
-function recordOf(row: RecordRow): AuditRecord {
-  const { mac_key_id: macKeyId, handover_mac_key_id: from } = row;
-  const record = { seq: integer(row.seq), bytes: bytesOf(row.entry), prevMac: bytesOf(row.prev_mac), mac: bytesOf(row.mac), macKeyId };
-  return from === null ? record : { ...record, handover: { macKeyId: from, mac: bytesOf(row.handover_mac) } };
-}
 
 const notAllowed = (): HttpProblem =>
   new HttpProblem('forbidden', 'Only who may read the whole log exports it as JSON lines, because less of it cannot be verified. Use format=csv for what you did yourself.');
 
 export function exportOperation({ sql, access, audit }: AuditOperationsOptions): Operation {
-  type Columns = 'seq, entry' | 'seq, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id';
-
   /** The entries from the oldest on, as long as the principal may read what it could read at the beginning. */
-  async function* pages<Row extends EntryRow>(columns: Columns, asked: Filters, principal: Principal, all: boolean): AsyncGenerator<readonly Row[]> {
+  async function* pages<Row extends EntryRow>(columns: 'seq, entry' | typeof RECORD_COLUMNS, asked: Filters, principal: Principal, all: boolean): AsyncGenerator<readonly Row[]> {
     for (let after = -1; ; ) {
       const rows = await asUser(sql, principal.userId, async (tx) => {
         if (all && !(await readsAll(tx, access, principal))) throw notAllowed();
@@ -63,9 +48,8 @@ export function exportOperation({ sql, access, audit }: AuditOperationsOptions):
   }
 
   async function* records(origin: string, size: number, principal: Principal): AsyncGenerator<AuditRecord> {
-    const columns = 'seq, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id';
     // What is appended while this leaves stays out, but what stands beyond the head without having been appended comes along.
-    for await (const rows of pages<RecordRow>(columns, { origin }, principal, true)) {
+    for await (const rows of pages<RecordRow>(RECORD_COLUMNS, { origin }, principal, true)) {
       for (const row of rows) {
         if (integer(row.seq) >= size && (await asJobs(sql, (tx) => readHead(tx, origin))).size > integer(row.seq)) return;
         yield recordOf(row);

@@ -119,7 +119,9 @@ async function within<T>(ms: number, work: Promise<T>): Promise<T> {
 
 function withRequest(entry: AuditEntry): AuditEntry {
   const request = currentRequest();
-  return request === undefined ? entry : { ...entry, ip: request.ip, request_id: request.requestId };
+  if (request === undefined) return entry;
+  const { ip, requestId, session } = request;
+  return { ...(session.id !== null && { session_id: session.id }), ...entry, ip, request_id: requestId };
 }
 
 /**

@@ -1,7 +1,6 @@
 /**
  * `/api/audit`: the log, newest first, by what it is asked for; as an export; and what proves it.
  */
-import * as z from 'zod';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
@@ -10,11 +9,16 @@ import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
 import type { CheckpointStore } from './checkpoint-store.ts';
 import type { Checkpoints } from './checkpoints.ts';
+import { seqCursor } from './cursor.ts';
 import { exportOperation } from './export.ts';
 import type { KeptCheckpoints } from './kept.ts';
 import type { AuditLog } from './log.ts';
+import { macKeyOperations } from './mac-key-operations.ts';
+import type { MacRotation } from './mac-rotation.ts';
 import { proofOperations } from './proof-operations.ts';
 import { auditEntry, conditionsOf, entryJson, filterQuery, readsAll, seqOf, type EntryRow } from './reading.ts';
+import { timelineOperation } from './timeline.ts';
+import { verifyOperation } from './verification.ts';
 
 export interface AuditOperationsOptions {
   readonly sql: SqlClient;
@@ -24,10 +28,8 @@ export interface AuditOperationsOptions {
   readonly store: CheckpointStore;
   readonly checkpoints: Checkpoints;
   readonly kept: KeptCheckpoints;
+  readonly macRotation: MacRotation;
 }
-
-/** A cursor is the number of the last entry that was shown. */
-export const seqCursor = z.string().regex(/^(?:0|[1-9][0-9]{0,15})$/, 'is not one that was handed out');
 
 const query = pageQuery.extend({ cursor: seqCursor.optional(), ...filterQuery });
 
@@ -58,5 +60,12 @@ export function auditOperations(options: AuditOperationsOptions): readonly Opera
       return { json: { data: shown.map(entryJson), has_more: hasMore, next_cursor: hasMore ? String(seqOf(shown.at(-1)!)) : null } };
     },
   );
-  return [list, exportOperation(options), ...proofOperations(options)];
+  return [
+    list,
+    timelineOperation(options),
+    exportOperation(options),
+    ...proofOperations(options),
+    ...macKeyOperations({ sql, origin: audit.origin, rotation: options.macRotation }),
+    verifyOperation(options),
+  ];
 }

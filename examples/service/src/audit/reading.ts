@@ -9,9 +9,11 @@ import type { Principal } from '../auth/principal.ts';
 import { bytesOf, integer } from '../db/values.ts';
 import { EVERYWHERE, type Access } from '../roles/access.ts';
 
-/** Whether `principal`, for whom `tx` acts, reads the whole log now. */
+/** Whether `principal`, for whom `tx` acts, reads the whole log now: the application and the policies' own functions must agree. */
 export async function readsAll(tx: SqlTransaction, access: Access, principal: Principal): Promise<boolean> {
-  return (await access.permissionsOn(tx, principal, EVERYWHERE)).has('audit:read');
+  if (!(await access.permissionsOn(tx, principal, EVERYWHERE)).has('audit:read')) return false;
+  const { rows } = await tx.query<{ may: boolean }>(`SELECT keyguard.is_administrator() OR keyguard.acting_has_permission('audit:read', NULL) AS may`);
+  return rows[0]!.may;
 }
 
 // oxlint-disable-next-line no-control-regex -- no entry has them in these members, and the database takes no NUL

@@ -5,6 +5,7 @@
 import type { Request } from 'express';
 import type { Administrators } from '@keyguard/storage-node/postgres';
 import { HttpProblem } from '../http/problems.ts';
+import { noteSession } from '../http/request-context.ts';
 import { demandOwnPage } from '../http/request-rules.ts';
 import type { Permission } from '../roles/permissions.ts';
 import type { ServiceAccountAuthentication } from '../service-accounts/authenticate.ts';
@@ -124,6 +125,7 @@ export function authenticate({ auth, administrators, standings, policy, serviceA
   return async (request, { beforeSecondFactor = false } = {}) => {
     request.principal ??= (await program(request)) ?? (await person(request));
     const { principal } = request;
+    if (principal.kind === 'person') noteSession(principal.sessionId);
     const lack = beforeSecondFactor || principal.kind !== 'person' ? null : lackOf(principal, policy());
     if (lack !== null) throw lack;
   };

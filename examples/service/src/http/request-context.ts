@@ -10,6 +10,8 @@ import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 export interface RequestContext {
   readonly requestId: string;
   readonly ip: string | null;
+  /** The session in which it is made, once that is known. */
+  readonly session: { id: string | null };
   /** Runs in each transaction of this request that changes something, before its audit entry. Where it throws, nothing is changed. */
   readonly beforeEntry?: (tx: SqlTransaction) => Promise<void>;
 }
@@ -22,7 +24,13 @@ export function currentRequest(): RequestContext | undefined {
 
 /** Runs `work` with `hook` before every audit entry that it appends in a transaction of its own. */
 export function beforeEntry<T>(hook: (tx: SqlTransaction) => Promise<void>, work: () => Promise<T>): Promise<T> {
-  return storage.run({ requestId: 'unknown', ip: null, ...currentRequest(), beforeEntry: hook }, work);
+  return storage.run({ requestId: 'unknown', ip: null, session: { id: null }, ...currentRequest(), beforeEntry: hook }, work);
+}
+
+/** Says in which session the running request is made. */
+export function noteSession(sessionId: string): void {
+  const request = currentRequest();
+  if (request !== undefined) request.session.id = sessionId;
 }
 
 const ids = new WeakMap<Request, string>();
@@ -37,5 +45,5 @@ export const requestContext: RequestHandler = (request, response, next) => {
   const requestId = `req_${randomBytes(12).toString('base64url')}`;
   ids.set(request, requestId);
   response.setHeader('x-request-id', requestId);
-  storage.run({ requestId, ip: request.ip ?? null }, () => next());
+  storage.run({ requestId, ip: request.ip ?? null, session: { id: null } }, () => next());
 };

@@ -132,6 +132,10 @@ export const ROWS: Readonly<Record<string, Row>> = {
   openSecretLink: { call: () => ({ params: { token: `kgl_${'A'.repeat(43)}` }, body: {} }), answers: all(404) },
 
   listAuditEntries: { answers: signedIn(200) },
+  getAuditTimeline: { call: ({ people }) => ({ query: `?user=${people.owner.userId}` }), answers: signedIn(200) },
+  listAuditMacKeys: { answers: administrators(200) },
+  rotateAuditMacKey: { answers: administrators(202) },
+  verifyAuditLog: { answers: administrators(200) },
   exportAuditLog: { answers: signedIn(403, { administrator: 200 }) },
   getAuditCheckpoint: { call: signed, answers: signedIn(200) },
   signAuditCheckpoint: { answers: administrators(201) },
