@@ -42,6 +42,7 @@ import { assertNotRolledBack } from './audit/rollback.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
 import { authOperations } from './auth/operations.ts';
+import { invitationOperations } from './auth/invitation-operations.ts';
 import { createPeople } from './auth/people.ts';
 import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
 import { authenticate } from './auth/principal.ts';
@@ -108,6 +109,7 @@ const REVIEW_EVERY_MS = 500;
 // By default Node looks every half minute for who is too slow, and lets them be for as long.
 const CONNECTIONS_CHECKED_EVERY_MS = 2000;
 const SETUP_TRIES_PER_MINUTE = 10;
+const LINK_TRIES_PER_MINUTE = 20;
 const ROTATIONS_PER_MINUTE = 10;
 const LINKS_OPENED_PER_MINUTE = 60;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
@@ -381,6 +383,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
     ...sessionOperations({ sql, audit, ...people }),
+    ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
     ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),

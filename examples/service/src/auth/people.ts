@@ -5,7 +5,9 @@ import type { AuditLog } from '../audit/log.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { createAttempts, type Attempts } from './attempts.ts';
 import { createCredentials, type Credentials } from './credentials.ts';
+import { createInvitations, type Invitations } from './invitations.ts';
 import { createKnownBrowsers, type KnownBrowsers } from './known-browser.ts';
+import { createPasswordResets, type PasswordResets } from './password-resets.ts';
 import { lackOf, type CurrentSignInPolicy } from './policy.ts';
 import { createSecondFactors, type SecondFactors } from './second-factor.ts';
 import { createSessions, type Sessions } from './sessions.ts';
@@ -20,6 +22,8 @@ export interface People {
   readonly standings: Standings;
   readonly factors: SecondFactors;
   readonly sessions: Sessions;
+  readonly invitations: Invitations;
+  readonly passwordResets: PasswordResets;
   /** Deletes what counts no longer. */
   readonly purge: () => Promise<void>;
   /** What a session of this person's lacks that has just begun. */
@@ -47,6 +51,8 @@ export function createPeople({ sql, keys, audit, administrators, policy, isSecur
     attempts,
     limit,
     sessions,
+    invitations: createInvitations({ sql, keys, audit, ...rest }),
+    passwordResets: createPasswordResets({ sql, keys, audit, attempts, ...rest }),
     async purge() {
       await attempts.purge();
       await sessions.purge();

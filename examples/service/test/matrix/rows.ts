@@ -85,6 +85,12 @@ export const ROWS: Readonly<Record<string, Row>> = {
   endOtherSessions: { call: () => ({ body: { everywhere: true } }), answers: all(400) },
   endSessionsOfUser: { call: () => ({ params: { id: 'nobody' } }), answers: administrators(404) },
   unlockUser: { call: ({ people }) => ({ params: { id: people.owner.userId } }), answers: administrators(204) },
+  createInvitation: { call: () => ({ body: { email: `guest-${Math.random().toString(36).slice(2)}@example.com` } }), answers: administrators(201) },
+  listInvitations: { answers: administrators(200) },
+  revokeInvitation: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+  acceptInvitation: { call: () => ({ body: { token: 'kgi_x', password: 'a long and quiet password', name: 'X' } }), answers: all(403) },
+  createPasswordReset: { call: ({ people }) => ({ params: { id: people.owner.userId }, body: {} }), answers: administrators(201) },
+  acceptPasswordReset: { call: () => ({ body: { token: 'kgr_x', password: 'a long and quiet password' } }), answers: all(403) },
   removeSecondFactor: { call: ({ people }) => ({ params: { id: people.owner.userId } }), answers: administrators(404) },
 
   createEnrollmentCode: { call: () => ({ body: {} }), answers: signedIn(201) },

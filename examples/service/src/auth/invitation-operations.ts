@@ -1,0 +1,164 @@
+/** `/api/invitations` and password resets: what administrators make, and what whoever holds a token does with it. */
+import * as z from 'zod';
+import type { Clock, RateLimiter } from '@keyguard/core/seams';
+import { operation, type Operation } from '../http/operations.ts';
+import { idParams, pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
+import { HttpProblem, notFound } from '../http/problems.ts';
+import type { Invitation, Invitations } from './invitations.ts';
+import { limitTries } from './one-time-links.ts';
+import type { PasswordResets } from './password-resets.ts';
+import { personOf } from './principal.ts';
+import { email, newPassword, userParams } from './schema.ts';
+
+const TAG = 'People';
+const DAY_SECONDS = 24 * 60 * 60;
+
+const createBody = z.strictObject({
+  email,
+  role_ids: z.array(z.uuid()).max(20).default([]).describe('Roles that the person gets, everywhere.'),
+  is_administrator: z.boolean().default(false),
+  expires_in_s: z.int().min(60).max(30 * DAY_SECONDS).default(3 * DAY_SECONDS),
+});
+
+const resetBody = z.strictObject({ expires_in_s: z.int().min(60).max(DAY_SECONDS).default(3600) });
+
+const token = z.string().min(1).max(100);
+const acceptBody = z.strictObject({ token, password: newPassword, name: z.string().trim().min(1).max(100) });
+const acceptResetBody = z.strictObject({ token, password: newPassword });
+
+const invitation = z
+  .object({
+    id: z.uuid(),
+    email: z.string(),
+    role_ids: z.array(z.string()),
+    is_administrator: z.boolean(),
+    invited_by: z.string(),
+    created_at: time,
+    expires_at: time,
+    accepted_at: time.nullable(),
+    accepted_user_id: z.string().nullable(),
+    revoked_at: time.nullable(),
+  })
+  .meta({ id: 'Invitation' });
+
+const shownOnce = z.string().describe('To be handed over by a safe way, and shown this once.');
+
+export interface InvitationOperationsOptions {
+  readonly invitations: Invitations;
+  readonly passwordResets: PasswordResets;
+  /** Tries of tokens, by address. */
+  readonly linkLimiter: RateLimiter;
+  readonly clock: Clock;
+}
+
+export function invitationOperations({ invitations, passwordResets, linkLimiter, clock }: InvitationOperationsOptions): readonly Operation[] {
+  return [
+    operation(
+      {
+        id: 'createInvitation', action: 'invitation.create', method: 'post', path: '/api/invitations', tag: TAG, access: 'administrator',
+        stepUp: 'approve', idempotent: true,
+        summary: 'Invite somebody; hand over the token yourself',
+        description: 'No mail is sent. The token counts while you administer.',
+        body: createBody,
+        answers: { 201: { description: 'The invitation, with its token', json: invitation.extend({ token: shownOnce }).meta({ id: 'NewInvitation' }) } },
+        problems: ['account_exists'],
+      },
+      async ({ principal, body }) => {
+        const made = await invitations.create(
+          { email: body.email, roleIds: body.role_ids, isAdministrator: body.is_administrator, expiresInSeconds: body.expires_in_s },
+          personOf(principal),
+        );
+        return { status: 201, json: { ...invitationJson(made.invitation), token: made.token } };
+      },
+    ),
+
+    operation(
+      {
+        id: 'listInvitations', action: 'invitation.list', method: 'get', path: '/api/invitations', tag: TAG, access: 'administrator',
+        summary: 'List invitations, newest first, without their tokens',
+        query: pageQuery,
+        answers: { 200: { description: 'A page', json: pageOf(invitation) } },
+      },
+      async ({ query }) => ({ json: pageJson(await invitations.list(pageRequest(query)), invitationJson) }),
+    ),
+
+    operation(
+      {
+        id: 'revokeInvitation', action: 'invitation.revoke', method: 'post', path: '/api/invitations/{id}/revoke', tag: TAG, access: 'administrator',
+        summary: 'Make an invitation worthless',
+        params: idParams,
+        answers: { 200: { description: 'Revoked', json: invitation } },
+        problems: ['not_found'],
+      },
+      async ({ principal, params }) => {
+        const revoked = await invitations.revoke(params.id, personOf(principal));
+        if (revoked === null) throw notFound();
+        return { json: invitationJson(revoked) };
+      },
+    ),
+
+    operation(
+      {
+        id: 'acceptInvitation', action: 'invitation.accept', method: 'post', path: '/api/invitations/accept', tag: TAG, access: 'public',
+        summary: 'Come in with the token of an invitation, and set a password',
+        body: acceptBody,
+        answers: { 201: { description: 'The person, who can sign in now', json: z.object({ user_id: z.string(), email: z.string() }) } },
+        problems: ['link_invalid', 'account_exists'],
+      },
+      async ({ body, request }) => {
+        await limitTries(linkLimiter, request.ip, clock.nowMs());
+        const { userId, email: address } = await invitations.accept(body.token, body);
+        return { status: 201, json: { user_id: userId, email: address } };
+      },
+    ),
+
+    operation(
+      {
+        id: 'createPasswordReset', action: 'password_reset.create', method: 'post', path: '/api/users/{id}/password-reset', tag: TAG, access: 'administrator',
+        stepUp: 'approve', idempotent: true,
+        summary: 'Make a token with which a person sets a new password; hand it over yourself',
+        params: userParams,
+        body: resetBody,
+        answers: { 201: { description: 'The token', json: z.object({ token: shownOnce, expires_at: time }) } },
+        problems: ['not_found'],
+      },
+      async ({ principal, params, body }) => {
+        const person = personOf(principal);
+        if (params.id === person.userId) throw new HttpProblem('forbidden', 'Your own password is changed with the old one, or by another administrator.');
+        const made = await passwordResets.create(params.id, body.expires_in_s, person);
+        if (made === null) throw notFound();
+        return { status: 201, json: { token: made.token, expires_at: timeJson(made.expiresAtMs) } };
+      },
+    ),
+
+    operation(
+      {
+        id: 'acceptPasswordReset', action: 'password_reset.accept', method: 'post', path: '/api/password-resets/accept', tag: TAG, access: 'public',
+        summary: 'Set a new password with a token, and end all sessions',
+        body: acceptResetBody,
+        answers: { 204: { description: 'The new password counts' } },
+        problems: ['link_invalid'],
+      },
+      async ({ body, request }) => {
+        await limitTries(linkLimiter, request.ip, clock.nowMs());
+        await passwordResets.accept(body.token, body.password);
+        return {};
+      },
+    ),
+  ];
+}
+
+function invitationJson(one: Invitation): z.infer<typeof invitation> {
+  return {
+    id: one.id,
+    email: one.email,
+    role_ids: [...one.roleIds],
+    is_administrator: one.isAdministrator,
+    invited_by: one.invitedBy,
+    created_at: timeJson(one.createdAtMs),
+    expires_at: timeJson(one.expiresAtMs),
+    accepted_at: timeJson(one.acceptedAtMs),
+    accepted_user_id: one.acceptedUserId,
+    revoked_at: timeJson(one.revokedAtMs),
+  };
+}

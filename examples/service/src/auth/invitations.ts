@@ -1,0 +1,239 @@
+/**
+ * How people come in: an administrator invites an address, and whoever has the token of the invitation sets a password for it, once.
+ * What the invitation gives is under a MAC, and counts only while whoever invited still administers.
+ */
+import { randomUUID } from 'node:crypto';
+import type { Clock } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
+import {
+  pageOf, pageStart, postgresAdministrators, rowMac, type Page, type PageRequest, type RowField, type SqlClient, type SqlTransaction,
+} from '@keyguard/storage-node/postgres';
+import type { AuditLog } from '../audit/log.ts';
+import { asAuth, asUser } from '../db/as-user.ts';
+import { HttpProblem } from '../http/problems.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
+import { setPasswordIn } from './credentials.ts';
+import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
+import * as passwords from './passwords.ts';
+import type { Person } from './principal.ts';
+
+export interface Invitation {
+  readonly id: string;
+  readonly email: string;
+  readonly roleIds: readonly string[];
+  readonly isAdministrator: boolean;
+  readonly invitedBy: string;
+  readonly createdAtMs: number;
+  readonly expiresAtMs: number;
+  readonly acceptedAtMs: number | null;
+  readonly acceptedUserId: string | null;
+  readonly revokedAtMs: number | null;
+}
+
+export interface NewInvitation {
+  /** Lower-case. */
+  readonly email: string;
+  readonly roleIds: readonly string[];
+  readonly isAdministrator: boolean;
+  readonly expiresInSeconds: number;
+}
+
+export interface Invitations {
+  /** The token is shown this once. @throws HttpProblem `account_exists`, `invalid_request` for a role that is not there */
+  create(invitation: NewInvitation, by: Person): Promise<{ readonly invitation: Invitation; readonly token: string }>;
+  list(request: PageRequest): Promise<Page<Invitation>>;
+  /** `null` where there is none that is still open. */
+  revoke(id: string, by: Person): Promise<Invitation | null>;
+  /** Makes the person; one winner, whatever races. @throws HttpProblem `link_invalid`, `account_exists` */
+  accept(token: string, person: { readonly password: string; readonly name: string }): Promise<{ readonly userId: string; readonly email: string }>;
+  /**
+   * In the caller's transaction: uses up an open invitation of an address that somebody else has proven, and gives what it gives to
+   * `userId`. `false` where there is none.
+   */
+  claimForIn(tx: SqlTransaction, email: string, userId: string): Promise<boolean>;
+  /** Whether there is an open invitation of this address. */
+  isInvited(email: string): Promise<boolean>;
+}
+
+interface Row {
+  id: string;
+  token_hash: string;
+  email: string;
+  role_ids: readonly string[];
+  is_administrator: boolean;
+  invited_by: string;
+  created_at_ms: unknown;
+  expires_at_ms: unknown;
+  mac_key_id: string;
+  mac: Uint8Array;
+  accepted_at_ms: unknown;
+  accepted_user_id: string | null;
+  revoked_at_ms: unknown;
+}
+
+const COLUMNS = `id, token_hash, email, role_ids, is_administrator, invited_by, created_at_ms, expires_at_ms, mac_key_id, mac, accepted_at_ms,
+  accepted_user_id, revoked_at_ms`;
+const OPEN = 'accepted_at_ms IS NULL AND revoked_at_ms IS NULL AND expires_at_ms > $2';
+
+const msOrNull = (value: unknown): number | null => (value === null ? null : Number(value));
+
+function invitationOf(row: Row): Invitation {
+  return {
+    id: row.id,
+    email: row.email,
+    roleIds: row.role_ids,
+    isAdministrator: row.is_administrator,
+    invitedBy: row.invited_by,
+    createdAtMs: Number(row.created_at_ms),
+    expiresAtMs: Number(row.expires_at_ms),
+    acceptedAtMs: msOrNull(row.accepted_at_ms),
+    acceptedUserId: row.accepted_user_id,
+    revokedAtMs: msOrNull(row.revoked_at_ms),
+  };
+}
+
+function fieldsOf(row: Row): readonly RowField[] {
+  return [row.id, row.token_hash, row.email, row.role_ids, row.is_administrator, row.invited_by, Number(row.created_at_ms), Number(row.expires_at_ms)];
+}
+
+export interface InvitationsOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  readonly audit: AuditLog;
+  readonly clock?: Clock;
+}
+
+export function createInvitations({ sql, keys, audit, clock = systemClock }: InvitationsOptions): Invitations {
+  const { rowMacKey } = keys;
+  const links = oneTimeLinks({ table: 'invitations', prefix: 'kgi_' }, { hash: keys.hashToken, rowMacKey });
+
+  /** An open invitation that gives what it says, or `null`. */
+  async function openIn(tx: SqlTransaction, column: 'token_hash' | 'email', value: string): Promise<Row | null> {
+    const { rows } = await tx.query<Row>(
+      `SELECT ${COLUMNS} FROM keyguard_auth.invitations WHERE ${column} = $1 AND ${OPEN} ORDER BY created_at_ms DESC, id DESC LIMIT 1`,
+      [value, clock.nowMs()],
+    );
+    const row = rows[0];
+    if (row === undefined) return null;
+    await links.demandIntact(fieldsOf(row), { macKeyId: row.mac_key_id, mac: row.mac });
+    // Who may not invite any more has invited nobody.
+    return (await postgresAdministrators(tx, { rowMacKey, clock }).has(row.invited_by)) ? row : null;
+  }
+
+  /** `false` where somebody else was first. */
+  async function claimIn(tx: SqlTransaction, row: Row, userId: string): Promise<boolean> {
+    const { rows } = await tx.query(
+      `UPDATE keyguard_auth.invitations SET accepted_at_ms = $2, accepted_user_id = $3 WHERE id = $1 AND ${OPEN} RETURNING id`,
+      [row.id, clock.nowMs(), userId],
+    );
+    if (rows.length === 0) return false;
+    if (row.is_administrator) await postgresAdministrators(tx, { rowMacKey, clock }).grant(userId, { grantedBy: row.invited_by });
+    // As who invited: the policies have their say.
+    await asUser(tx, row.invited_by, async (as) => {
+      for (const roleId of row.role_ids) {
+        const grant = { id: randomUUID(), userId, roleId, projectId: null, grantedBy: row.invited_by, grantedAtMs: clock.nowMs(), expiresAtMs: null };
+        await as.query(
+          `INSERT INTO keyguard.secret_user_roles (id, user_id, role_id, project_id, granted_by, granted_at_ms, expires_at_ms, mac_key_id, mac)
+            SELECT $1, $2, r.id, NULL, $4, $5, NULL, $6, $7 FROM keyguard.secret_roles r WHERE r.id = $3`,
+          [grant.id, userId, roleId, grant.grantedBy, grant.grantedAtMs, rowMacKey.keyId, await rowMac(rowMacKey, ASSIGNMENTS_TABLE, assignmentFields(grant))],
+        );
+      }
+    });
+    return true;
+  }
+
+  async function refuse(): Promise<never> {
+    await audit.record({ action: 'invitation.accept', outcome: 'refused', actor: 'unknown' });
+    throw linkInvalid();
+  }
+
+  return {
+    async create({ email, roleIds, isAdministrator, expiresInSeconds }, by) {
+      const { token, tokenHash } = links.newToken();
+      const nowMs = clock.nowMs();
+      const draft = {
+        id: randomUUID(), token_hash: tokenHash, email, role_ids: [...new Set(roleIds)].toSorted(), is_administrator: isAdministrator, invited_by: by.userId,
+        created_at_ms: nowMs, expires_at_ms: nowMs + expiresInSeconds * 1000, accepted_at_ms: null, accepted_user_id: null, revoked_at_ms: null,
+      };
+      const { macKeyId, mac } = await links.seal(fieldsOf({ ...draft, mac_key_id: '', mac: new Uint8Array() }));
+      return asAuth(sql, async (tx) => {
+        const known = await tx.query('SELECT 1 FROM keyguard_auth.users WHERE email = $1', [email]);
+        if (known.rows.length > 0) throw new HttpProblem('account_exists', 'There is somebody of this address already.');
+        const roles = await asUser(tx, by.userId, (as) => as.query('SELECT 1 FROM keyguard.secret_roles WHERE id = ANY($1)', [draft.role_ids]));
+        if (roles.rows.length !== draft.role_ids.length) throw new HttpProblem('invalid_request', 'role_ids: there is no role of one of these ids.');
+        const { rows } = await tx.query<Row>(
+          `INSERT INTO keyguard_auth.invitations (id, token_hash, email, role_ids, is_administrator, invited_by, created_at_ms, expires_at_ms, mac_key_id, mac)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING ${COLUMNS}`,
+          [draft.id, tokenHash, email, draft.role_ids, isAdministrator, by.userId, nowMs, draft.expires_at_ms, macKeyId, mac],
+        );
+        await audit.recordIn(tx, {
+          action: 'invitation.create', outcome: 'success', actor: by.actor, resource: `invitation:${draft.id}`,
+          account: keys.pseudonym(`account\0${email}`), role_ids: draft.role_ids, is_administrator: isAdministrator,
+        });
+        return { invitation: invitationOf(rows[0]!), token };
+      });
+    },
+
+    async list(request) {
+      const start = pageStart(request);
+      const { limit = 50 } = request;
+      const { rows } = await asAuth(sql, (tx) =>
+        tx.query<Row>(
+          `SELECT ${COLUMNS} FROM keyguard_auth.invitations WHERE $1::bigint IS NULL OR (created_at_ms, id) < ($1::bigint, $2::text)
+            ORDER BY created_at_ms DESC, id DESC LIMIT $3`,
+          [start?.[0] ?? null, start?.[1] ?? null, limit + 1],
+        ),
+      );
+      return pageOf(rows, limit, (row) => [Number(row.created_at_ms), row.id], invitationOf);
+    },
+
+    revoke(id, by) {
+      return asAuth(sql, async (tx) => {
+        const { rows } = await tx.query<Row>(
+          `UPDATE keyguard_auth.invitations SET revoked_at_ms = $2 WHERE id = $1 AND accepted_at_ms IS NULL AND revoked_at_ms IS NULL RETURNING ${COLUMNS}`,
+          [id, clock.nowMs()],
+        );
+        if (rows[0] === undefined) return null;
+        await audit.recordIn(tx, { action: 'invitation.revoke', outcome: 'success', actor: by.actor, resource: `invitation:${id}` });
+        return invitationOf(rows[0]);
+      });
+    },
+
+    async accept(token, { password, name }) {
+      const tokenHash = links.hashOf(token);
+      if (tokenHash === null) return refuse();
+      // Looked at before the password is hashed, so that guessing costs us nothing; and again when it counts.
+      if ((await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) === null) return refuse();
+      const passwordHash = await passwords.hash(password);
+      const userId = randomUUID();
+      const email = await asAuth(sql, async (tx) => {
+        const row = await openIn(tx, 'token_hash', tokenHash);
+        if (row === null) return null;
+        const made = await tx.query(
+          'INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true) ON CONFLICT (email) DO NOTHING RETURNING id',
+          [userId, name, row.email],
+        );
+        if (!(await claimIn(tx, row, userId))) {
+          await tx.query('DELETE FROM keyguard_auth.users WHERE id = $1', [userId]);
+          return null;
+        }
+        if (made.rows.length === 0) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
+        await setPasswordIn(tx, userId, passwordHash);
+        await audit.recordIn(tx, {
+          action: 'invitation.accept', outcome: 'success', actor: `user:${userId}`, resource: `invitation:${row.id}`,
+          account: keys.pseudonym(`account\0${row.email}`), invited_by: row.invited_by, role_ids: [...row.role_ids], is_administrator: row.is_administrator,
+        });
+        return row.email;
+      });
+      return email === null ? refuse() : { userId, email };
+    },
+
+    async claimForIn(tx, email, userId) {
+      const row = await openIn(tx, 'email', email);
+      return row !== null && claimIn(tx, row, userId);
+    },
+
+    isInvited: (email) => asAuth(sql, async (tx) => (await openIn(tx, 'email', email)) !== null),
+  };
+}

@@ -1,0 +1,110 @@
+/**
+ * A new password for who forgot the old one: an administrator makes a one-time token and hands it over. Whoever uses it ends all
+ * sessions of the account; its second factor stays.
+ */
+import { randomUUID } from 'node:crypto';
+import type { Clock } from '@keyguard/core/seams';
+import { systemClock } from '@keyguard/core/system';
+import type { RowField, SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import type { AuditLog } from '../audit/log.ts';
+import { asAuth } from '../db/as-user.ts';
+import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { accountOf, type Attempts } from './attempts.ts';
+import { setPasswordIn, userAccount } from './credentials.ts';
+import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
+import * as passwords from './passwords.ts';
+import type { Person } from './principal.ts';
+
+export interface PasswordResets {
+  /** The token is shown this once; one that was made before is worth nothing from now on. `null` where there is no such person. */
+  create(userId: string, expiresInSeconds: number, by: Person): Promise<{ readonly token: string; readonly expiresAtMs: number } | null>;
+  /** Sets the password; one winner, whatever races. @throws HttpProblem `link_invalid` */
+  accept(token: string, password: string): Promise<void>;
+}
+
+interface Row {
+  id: string;
+  token_hash: string;
+  user_id: string;
+  created_by: string;
+  created_at_ms: unknown;
+  expires_at_ms: unknown;
+  mac_key_id: string;
+  mac: Uint8Array;
+  email: string;
+}
+
+export interface PasswordResetsOptions {
+  readonly sql: SqlClient;
+  readonly keys: DeploymentKeys;
+  readonly audit: AuditLog;
+  readonly attempts: Attempts;
+  readonly clock?: Clock;
+}
+
+export function createPasswordResets({ sql, keys, audit, attempts, clock = systemClock }: PasswordResetsOptions): PasswordResets {
+  const links = oneTimeLinks({ table: 'password_resets', prefix: 'kgr_' }, { hash: keys.hashToken, rowMacKey: keys.rowMacKey });
+
+  async function openIn(tx: SqlTransaction, tokenHash: string): Promise<Row | null> {
+    const { rows } = await tx.query<Row>(
+      `SELECT r.id, r.token_hash, r.user_id, r.created_by, r.created_at_ms, r.expires_at_ms, r.mac_key_id, r.mac, u.email
+        FROM keyguard_auth.password_resets r JOIN keyguard_auth.users u ON u.id = r.user_id
+        WHERE r.token_hash = $1 AND r.used_at_ms IS NULL AND r.expires_at_ms > $2`,
+      [tokenHash, clock.nowMs()],
+    );
+    const row = rows[0];
+    if (row === undefined) return null;
+    const fields = [row.id, row.token_hash, row.user_id, row.created_by, Number(row.created_at_ms), Number(row.expires_at_ms)];
+    await links.demandIntact(fields, { macKeyId: row.mac_key_id, mac: row.mac });
+    return row;
+  }
+
+  async function refuse(): Promise<never> {
+    await audit.record({ action: 'password_reset.accept', outcome: 'refused', actor: 'unknown' });
+    throw linkInvalid();
+  }
+
+  return {
+    async create(userId, expiresInSeconds, by) {
+      const { token, tokenHash } = links.newToken();
+      const [id, nowMs] = [randomUUID(), clock.nowMs()];
+      const expiresAtMs = nowMs + expiresInSeconds * 1000;
+      const fields: readonly RowField[] = [id, tokenHash, userId, by.userId, nowMs, expiresAtMs];
+      const { macKeyId, mac } = await links.seal(fields);
+      return asAuth(sql, async (tx) => {
+        const { rows } = await tx.query('SELECT 1 FROM keyguard_auth.users WHERE id = $1', [userId]);
+        if (rows.length === 0) return null;
+        await tx.query('DELETE FROM keyguard_auth.password_resets WHERE user_id = $1', [userId]);
+        await tx.query(
+          `INSERT INTO keyguard_auth.password_resets (id, token_hash, user_id, created_by, created_at_ms, expires_at_ms, mac_key_id, mac)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+          [id, tokenHash, userId, by.userId, nowMs, expiresAtMs, macKeyId, mac],
+        );
+        await audit.recordIn(tx, { action: 'password_reset.create', outcome: 'success', actor: by.actor, resource: `user:${userId}` });
+        return { token, expiresAtMs };
+      });
+    },
+
+    async accept(token, password) {
+      const tokenHash = links.hashOf(token);
+      if (tokenHash === null || (await asAuth(sql, (tx) => openIn(tx, tokenHash))) === null) return refuse();
+      const passwordHash = await passwords.hash(password);
+      const isDone = await asAuth(sql, async (tx) => {
+        const row = await openIn(tx, tokenHash);
+        if (row === null) return false;
+        const { rows } = await tx.query(
+          'UPDATE keyguard_auth.password_resets SET used_at_ms = $2 WHERE id = $1 AND used_at_ms IS NULL AND expires_at_ms > $2 RETURNING id',
+          [row.id, clock.nowMs()],
+        );
+        if (rows.length === 0) return false;
+        await setPasswordIn(tx, row.user_id, passwordHash);
+        await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1', [row.user_id]);
+        // What was counted of the old password says nothing of the new one.
+        await attempts.unlock(accountOf(row.email), tx);
+        await audit.recordIn(tx, { action: 'password_reset.accept', outcome: 'success', actor: `user:${row.user_id}`, resource: `user:${row.user_id}`, made_by: row.created_by });
+        return true;
+      });
+      if (!isDone) await refuse();
+    },
+  };
+}
