@@ -10,7 +10,7 @@ import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { accountOf, type Attempts } from './attempts.ts';
-import { setPasswordIn, userAccount } from './credentials.ts';
+import { setPasswordIn } from './credentials.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
@@ -49,7 +49,8 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
     const { rows } = await tx.query<Row>(
       `SELECT r.id, r.token_hash, r.user_id, r.created_by, r.created_at_ms, r.expires_at_ms, r.mac_key_id, r.mac, u.email
         FROM keyguard_auth.password_resets r JOIN keyguard_auth.users u ON u.id = r.user_id
-        WHERE r.token_hash = $1 AND r.used_at_ms IS NULL AND r.expires_at_ms > $2`,
+        WHERE r.token_hash = $1 AND r.used_at_ms IS NULL AND r.expires_at_ms > $2
+          AND NOT EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = r.user_id)`,
       [tokenHash, clock.nowMs()],
     );
     const row = rows[0];
