@@ -62,7 +62,7 @@ export function createApp(options: AppOptions): Express {
     onSeen(verifiedRequest(request).device.deviceId, request.ip ?? null);
     next();
   };
-  app.use(['/proxy', '/v1'], keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
+  app.use(['/proxy', '/v1'], proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
 
   // Used by people and their programs: a session or a token is the credential. Who comes by another name, or from another place, is
   // not even asked for one.

@@ -6,7 +6,8 @@ import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { parseEnv } from 'node:util';
 import * as z from 'zod';
-import { openaiUpstream } from './llm/openai.ts';
+import type { TrustedUpstream } from './llm/provider.ts';
+import { PROVIDERS, upstreamOf } from './llm/providers.ts';
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -34,7 +35,8 @@ export interface Config {
   /** Which restored state of the audit log the operator answers for, as the refusal named it. */
   readonly acknowledgedRestore: string | null;
   readonly administrator: { readonly email: string; readonly password: string } | null;
-  readonly openai: { readonly apiKey: string | null; readonly baseUrl: string | null };
+  /** By the provider's name: the operator's key, if any, and where calls go; `null` where only the operator could say. */
+  readonly providers: ReadonlyMap<string, { readonly apiKey: string | null; readonly upstream: TrustedUpstream | null }>;
   readonly requestsPerMinute: number;
   readonly enrollmentsPerMinute: number;
   /** Exact origins whose pages may call the proxy and the enrollment routes. */
@@ -67,8 +69,6 @@ export const MAX_PASSWORD_CHARACTERS = 128;
 const NOT_YET: Readonly<Record<string, string>> = {
   SENTRY_DSN: 'Sentry is not supported by this version: errors are in the log. Remove it',
 };
-// Commonly set on a developer's machine for other programs: not a fault, but not silence either.
-const OTHER_PROVIDERS: ReadonlySet<string> = new Set(['ANTHROPIC_API_KEY', 'GOOGLE_API_KEY', 'AZURE_OPENAI_API_KEY']);
 // Kubernetes sets these for services called "keyguard" or "keyguard-…".
 const SET_BY_CLUSTER = /^KEYGUARD_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_[0-9]+_.*)?)$/;
 // The command line's own, and the tests'.
@@ -129,6 +129,27 @@ const isPassword = (text: string): boolean => characters(text) >= MIN_PASSWORD_C
 const apiKey = checked((text) => /^[\x21-\x7e]{8,512}$/.test(text), 'must be 8 to 512 printable characters without spaces');
 const databaseUrl = checked((text) => isUrlOf(text, 'postgres:', 'postgresql:'), 'must be a URL that begins with postgres:// or postgresql://');
 
+/** For each provider the two variables that its own SDK reads. */
+function providerSettings(): Record<string, z.ZodType<string | undefined, string | undefined>> {
+  const settings: Record<string, z.ZodType<string | undefined, string | undefined>> = {};
+  for (const provider of PROVIDERS) {
+    settings[provider.keyVariable] = apiKey;
+    settings[provider.baseUrlVariable] = z
+      .string()
+      .superRefine((text, context) => {
+        try {
+          upstreamOf(provider, text);
+        } catch (error) {
+          const said = error instanceof Error ? error.message : '';
+          const message = said.startsWith(provider.baseUrlVariable) ? said.slice(provider.baseUrlVariable.length + 1).replace(/\.$/, '') : 'is not usable';
+          context.addIssue({ code: 'custom', message });
+        }
+      })
+      .optional();
+  }
+  return settings;
+}
+
 const schema = z.object({
   PORT: integer(3000, 0, 65_535),
   HOST: checked((text) => /^[A-Za-z0-9.:-]{1,253}$/.test(text), 'must be a host name or an address'),
@@ -143,18 +164,7 @@ const schema = z.object({
   KEYGUARD_PASSPHRASE: checked((text) => characters(text) >= 16 && !text.includes('\0'), 'must have at least 16 characters'),
   KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
   KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
-  OPENAI_API_KEY: apiKey,
-  OPENAI_BASE_URL: z
-    .string()
-    .superRefine((text, context) => {
-      try {
-        openaiUpstream(text);
-      } catch (error) {
-        const message = error instanceof Error ? error.message.replace(/^OPENAI_BASE_URL /, '').replace(/\.$/, '') : 'is not usable';
-        context.addIssue({ code: 'custom', message });
-      }
-    })
-    .optional(),
+  ...providerSettings(),
   KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
   KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
   KEYGUARD_ALLOWED_ORIGINS: originList,
@@ -225,9 +235,15 @@ export function readConfig(environment: Environment, folder: string): Config {
   if (faults.length > 0 || !parsed.success) throw new ConfigError(faults.toSorted());
   const env = parsed.data;
   const dataDir = resolve(folder, env.KEYGUARD_DATA_DIR ?? 'data');
-  const notices = set
-    .filter(([name]) => OTHER_PROVIDERS.has(name))
-    .map(([name]) => `${name} is set, and this version hands on to OpenAI only: it is not read.`);
+  const providers = new Map(
+    PROVIDERS.map((provider) => [
+      provider.name,
+      { apiKey: given[provider.keyVariable] ?? null, upstream: upstreamOf(provider, given[provider.baseUrlVariable] ?? null) },
+    ]),
+  );
+  const notices = PROVIDERS.filter(({ name }) => providers.get(name)?.apiKey !== null && providers.get(name)?.upstream === null).map(
+    ({ keyVariable, baseUrlVariable }) => `${keyVariable} is set, and nothing says where it may be sent: it is not used before ${baseUrlVariable} is set as well.`,
+  );
   return {
     port: env.PORT,
     host: env.HOST ?? '127.0.0.1',
@@ -248,7 +264,7 @@ export function readConfig(environment: Environment, folder: string): Config {
       env.KEYGUARD_ADMIN_EMAIL === undefined || env.KEYGUARD_ADMIN_PASSWORD === undefined
         ? null
         : { email: env.KEYGUARD_ADMIN_EMAIL.toLowerCase(), password: env.KEYGUARD_ADMIN_PASSWORD },
-    openai: { apiKey: env.OPENAI_API_KEY ?? null, baseUrl: env.OPENAI_BASE_URL ?? null },
+    providers,
     requestsPerMinute: env.KEYGUARD_REQUESTS_PER_MINUTE,
     enrollmentsPerMinute: env.KEYGUARD_ENROLLMENTS_PER_MINUTE,
     allowedOrigins: env.KEYGUARD_ALLOWED_ORIGINS,

@@ -72,7 +72,7 @@ import { keyOperations } from './keys/operations.ts';
 import type { SealedTable } from './keys/sealed-tables.ts';
 import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
-import { openaiUpstream } from './llm/openai.ts';
+import { PROVIDERS } from './llm/providers.ts';
 import { llmProxy } from './llm/routes.ts';
 import { describeError } from './log.ts';
 import { peopleOperations } from './people/operations.ts';
@@ -325,21 +325,21 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const rotation = createRotation({ ...verification, rotationLimiter: limiter('rotation', ROTATIONS_PER_MINUTE) });
 
   // Where provider keys may be sent is said here, by the operator, and nowhere else.
-  const demo = config.openai.apiKey === null ? await startDemoUpstream() : null;
+  const upstreams = new Map([...config.providers].flatMap(([name, { upstream }]) => (upstream === null ? [] : [[name, upstream] as const])));
+  const [demonstrated] = PROVIDERS as readonly [(typeof PROVIDERS)[number]];
+  const demo = (config.providers.get(demonstrated.name)?.apiKey ?? null) === null ? await startDemoUpstream() : null;
   if (demo !== null) undo.push(() => demo.close());
   const apiKeys = createApiKeys({ sql, keys, audit, onChanged: () => providers.clear() });
-  const providers = providerKeys({
-    apiKeys: () => apiKeys,
-    upstreams: new Map([['openai', openaiUpstream(config.openai.baseUrl ?? undefined)]]),
-    demo: demo === null ? null : { provider: 'openai', key: demo },
-  });
+  const providers = providerKeys({ apiKeys: () => apiKeys, upstreams, demo: demo === null ? null : { provider: demonstrated.name, key: demo } });
   // Also where there is no key to import: it makes the project that everything belongs to.
   await apiKeys.prepare();
-  if (config.openai.apiKey !== null) {
-    const outcome = await apiKeys.importFromEnvironment('openai', config.openai.apiKey);
-    if (outcome === 'stored') log.info('OPENAI_API_KEY was sealed into project default');
+  for (const { name, keyVariable } of PROVIDERS) {
+    const apiKey = config.providers.get(name)?.apiKey ?? null;
+    if (apiKey === null || !upstreams.has(name)) continue;
+    const outcome = await apiKeys.importFromEnvironment(name, apiKey);
+    if (outcome === 'stored') log.info(`${keyVariable} was sealed into project default`);
   }
-  const isDemo = demo !== null && !(await apiKeys.hasAny('openai'));
+  const isDemo = demo !== null && !(await apiKeys.hasAny(demonstrated.name));
 
   const proxy = llmProxy({
     providerKeys: (device, provider) => providers.find(device, provider),
@@ -450,8 +450,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     say(`It listens on ${config.host}, and accepts ${origins.join(' and ')} only: set KEYGUARD_PUBLIC_URL to the address that others use.`);
   }
   if (isDemo) {
-    say('No OPENAI_API_KEY: calls are answered by the built-in demo upstream, which is no language model.');
-    say(`To use the real one, run  ${COMMAND} keys add openai  or start with OPENAI_API_KEY set.`);
+    say(`No ${demonstrated.keyVariable}: calls are answered by the built-in demo upstream, which is no language model.`);
+    say(`To use the real one, run  ${COMMAND} keys add ${demonstrated.name}  or start with ${demonstrated.keyVariable} set.`);
   }
   if (config.administrator !== null && (await setup.createFromEnvironment(config.administrator))) {
     say(`The administrator ${config.administrator.email} was created from the environment.`);

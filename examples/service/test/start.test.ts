@@ -80,7 +80,10 @@ describe('the configuration', () => {
     expect(faultsOf({ PORT: '', REDIS_URL: '' })).toEqual([]);
     // What a cluster sets for a service called keyguard is not a misspelt setting.
     expect(faultsOf({ KEYGUARD_SERVICE_HOST: '10.0.0.1', KEYGUARD_PORT: 'tcp://10.0.0.1:3000', KEYGUARD_PORT_3000_TCP_ADDR: '10.0.0.1', KEYGUARD_REDIS_SERVICE_PORT: '1' })).toEqual([]);
-    expect(readConfig({ ANTHROPIC_API_KEY: 'x' }, '/').notices).toHaveLength(1);
+    // A key that may be sent nowhere is no fault: it may be there for another program.
+    expect(readConfig({ AZURE_OPENAI_API_KEY: 'a-key-of-azure' }, '/').notices).toHaveLength(1);
+    expect(readConfig({ AZURE_OPENAI_API_KEY: 'a-key-of-azure', AZURE_OPENAI_ENDPOINT: 'https://x.openai.azure.com' }, '/').notices).toEqual([]);
+    expect(faultsOf({ ANTHROPIC_API_KEY: 'x', GOOGLE_GEMINI_BASE_URL: 'http://example.com' })).toHaveLength(2);
   });
 });
 

@@ -9,6 +9,7 @@
 import type { AuditEntry, Device } from '@keyguard/core/seams';
 import type { FailureCode } from './failures.ts';
 import type { CallEnding } from './forward.ts';
+import type { Usage } from './provider.ts';
 
 /** One call of a device. */
 export interface Call {
@@ -29,6 +30,10 @@ export type CallEvent =
 
 const MAX_PATH_CHARACTERS = 1024;
 
+function tokensOf({ inputTokens, outputTokens }: Usage): { readonly input_tokens?: number; readonly output_tokens?: number } {
+  return { ...(inputTokens !== null && { input_tokens: inputTokens }), ...(outputTokens !== null && { output_tokens: outputTokens }) };
+}
+
 /** The audit entry of an event: `llm.call`, `llm.call_refused` or `llm.call_ended`. */
 export function callAuditEntry(event: CallEvent): AuditEntry {
   const { callId, device, provider, method, path } = event;
@@ -48,7 +53,7 @@ export function callAuditEntry(event: CallEvent): AuditEntry {
     case 'refused':
       return { action: 'llm.call_refused', outcome: 'refused', ...common, status: event.status, code: event.code };
     case 'ended': {
-      const { outcome, status, responseBytes, durationMs } = event;
+      const { outcome, status, responseBytes, usage, durationMs } = event;
       return {
         action: 'llm.call_ended',
         outcome: outcome === 'completed' ? 'success' : 'failed',
@@ -57,6 +62,8 @@ export function callAuditEntry(event: CallEvent): AuditEntry {
         code: outcome,
         response_bytes: responseBytes,
         duration_ms: durationMs,
+        // As the provider reported them; left out where it did not.
+        ...(usage !== null && { ...(usage.model !== null && { model: usage.model }), ...tokensOf(usage) }),
       };
     }
   }

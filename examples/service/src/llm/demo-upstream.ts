@@ -7,8 +7,8 @@ import { createHash, randomBytes, randomUUID, timingSafeEqual } from 'node:crypt
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
-import { openaiErrorBody, openaiUpstream } from './openai.ts';
-import type { TrustedUpstream } from './provider.ts';
+import { openai, openaiErrorBody } from './openai.ts';
+import { trustedUpstream, type TrustedUpstream } from './provider.ts';
 
 export const DEMO_MODEL = 'keyguard-demo';
 
@@ -40,7 +40,7 @@ export async function startDemoUpstream({ paceMs = 30 }: DemoUpstreamOptions = {
   });
   const { port } = server.address() as AddressInfo;
   return {
-    upstream: openaiUpstream(`http://127.0.0.1:${port}/v1`),
+    upstream: trustedUpstream(`http://127.0.0.1:${port}/v1`, openai),
     apiKey,
     close: () =>
       new Promise((resolve) => {

@@ -31,6 +31,16 @@ const FAILURES = {
     shouldRetry: false,
     message: 'KeyGuard hands on GET, HEAD, POST, PUT, PATCH and DELETE only.',
   },
+  upload_unsupported: {
+    status: 501,
+    shouldRetry: false,
+    message: 'KeyGuard hands on no resumable uploads: send the data inside the request (inline), or upload it without KeyGuard and refer to it.',
+  },
+  upgrade_unsupported: {
+    status: 501,
+    shouldRetry: false,
+    message: 'KeyGuard hands on no WebSockets and no other upgrades: use the HTTP form of this call, with server-sent events.',
+  },
   provider_key_missing: { status: 403, shouldRetry: false, message: 'This device may use no key of this provider.' },
   service_unavailable: {
     status: 503,

@@ -15,7 +15,8 @@ import https from 'node:https';
 import type { Socket } from 'node:net';
 import type { Bytes } from '@keyguard/core/seams';
 import { failure, sendFailure, type FailureCode } from './failures.ts';
-import type { Provider, TrustedUpstream } from './provider.ts';
+import { eventReader, jsonReader, type AnswerReader } from './metering.ts';
+import type { Meter, Provider, TrustedUpstream, Usage } from './provider.ts';
 import { eventGate, type EventGate } from './sse.ts';
 
 export interface ForwardLimits {
@@ -76,6 +77,8 @@ export interface CallEnding {
   readonly status: number | null;
   /** Bytes of the provider's body that were handed on. */
   readonly responseBytes: number;
+  /** What the provider reported so far; `null` where no answer of it was read. */
+  readonly usage: Usage | null;
 }
 
 /** A call on its way. */
@@ -148,6 +151,8 @@ function forwardOne(
   });
   let incoming: IncomingMessage | undefined;
   let gate: EventGate | undefined;
+  let meter: Meter | undefined;
+  let reader: AnswerReader | undefined;
   let connected = false;
   let responseBytes = 0;
   // Set once, by whatever ends the call first; everything later is its echo.
@@ -163,7 +168,7 @@ function forwardOne(
   const settle = (outcome: CallOutcome, status: number | null): Promise<void> => {
     clearTimeout(wholeCall);
     clearTimeout(patience);
-    recorded = recordEnd({ outcome, status, responseBytes });
+    recorded = recordEnd({ outcome, status, responseBytes, usage: meter?.usage() ?? null });
     return recorded;
   };
 
@@ -186,6 +191,7 @@ function forwardOne(
 
   const complete = async (): Promise<void> => {
     if (recorded !== undefined) return;
+    reader = undefined;
     for (const held of gate?.rest() ?? []) handOn(held);
     await settle('completed', response.statusCode);
     if (response.destroyed) return;
@@ -195,6 +201,7 @@ function forwardOne(
 
   const handOn = (bytes: Buffer): void => {
     responseBytes += bytes.length;
+    reader?.take(bytes);
     if (!response.write(bytes)) incoming?.pause();
   };
 
@@ -214,6 +221,11 @@ function forwardOne(
     }
     const isStream = /^text\/event-stream(?:\s*;|\s*$)/i.test(answer.headers['content-type'] ?? '');
     if (isStream) gate = eventGate(limits.maxEventBytes);
+    // An error answer counts for nothing: nobody is billed for it.
+    if (answer.statusCode! < 300 && (isStream || isJson(answer))) {
+      meter = provider.meter(rest);
+      reader = isStream ? eventReader(meter) : jsonReader(meter);
+    }
     response.socket?.setNoDelay(true);
     response.writeHead(answer.statusCode!, answerHeaders(answer, provider, isStream));
     // A stream's head must not wait for its first event; a body of known length follows on its head's heels.
@@ -232,7 +244,10 @@ function forwardOne(
         else for (const bytes of ready) handOn(bytes);
       })
       .on('end', () => {
-        if (isCutShort(answer, gate, provider.lastEvent(rest))) fail('upstream_broken');
+        // What is held may be the provider's last word, without its blank line.
+        for (const held of gate?.rest() ?? []) reader?.take(held);
+        reader?.end();
+        if (isCutShort(answer, gate, meter)) fail('upstream_broken');
         else void complete();
       });
     response.on('drain', () => {
@@ -254,7 +269,9 @@ function forwardOne(
 
   response.on('close', () => {
     if (recorded === undefined) {
-      void settle('client_left', response.headersSent ? response.statusCode : null);
+      // SDKs hang up at the last event, and do not wait for the end of the message.
+      const outcome = gate !== undefined && meter?.isWhole() === true ? 'completed' : 'client_left';
+      void settle(outcome, response.headersSent ? response.statusCode : null);
       outgoing.destroy();
     }
     clearTimeout(patience);
@@ -279,9 +296,12 @@ function refusalOf({ statusCode = 0, headers }: IncomingMessage): FailureCode | 
  * Whether a stream ended without the provider's own last event. That its framing was whole says little: a process that dies while
  * it answers often ends its chunks in good order. One of known length was whole before it was sent.
  */
-function isCutShort({ headers }: IncomingMessage, gate: EventGate | undefined, lastEvent: string | null): boolean {
-  if (gate === undefined || lastEvent === null || headers['content-length'] !== undefined) return false;
-  return !gate.tail.trimEnd().endsWith(lastEvent);
+function isCutShort({ headers }: IncomingMessage, gate: EventGate | undefined, meter: Meter | undefined): boolean {
+  return gate !== undefined && meter !== undefined && headers['content-length'] === undefined && meter.isWhole() === false;
+}
+
+function isJson({ headers }: IncomingMessage): boolean {
+  return /^application\/json(?:\s*;|\s*$)/i.test(headers['content-type'] ?? '');
 }
 
 function answerHeaders({ headers }: IncomingMessage, provider: Provider, isStream: boolean): OutgoingHttpHeaders {

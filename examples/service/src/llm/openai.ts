@@ -1,20 +1,13 @@
 /**
- * OpenAI: the only file that knows its name, its headers and its dialect.
+ * OpenAI: the only file that knows its name, its headers and its dialect. Others speak that dialect too, and take it from here.
  *
  * @see https://platform.openai.com/docs/api-reference
  */
 import type { Failure } from './failures.ts';
-import { trustedUpstream, type Provider, type TrustedUpstream } from './provider.ts';
+import { count, member, parsed, text } from './metering.ts';
+import type { Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/openai/v1/';
-
-/** The provider's own upstream, as its SDK has it by default. */
-export const OPENAI_BASE_URL = 'https://api.openai.com/v1';
-
-/** The upstream of `OPENAI_BASE_URL` (trusted: the operator's), which ends in `/v1`. @throws UsageError `invalid_option` */
-export function openaiUpstream(baseUrl: string = OPENAI_BASE_URL): TrustedUpstream {
-  return trustedUpstream(baseUrl, 'OPENAI_BASE_URL', '/v1');
-}
 
 function errorType(status: number): string {
   if (status === 401) return 'authentication_error';
@@ -32,21 +25,69 @@ export function openaiErrorBody(failure: Failure): string {
   return JSON.stringify({ error: errorObject(failure) });
 }
 
+/** `rest` is the path below `/v1/`, or below a deployment. */
+export function openaiErrorEvent(rest: string, failure: Failure): string {
+  // The Responses API names its events and repeats the name inside; everything else sends bare data.
+  if (rest.startsWith('responses')) return `event: error\ndata: ${JSON.stringify({ type: 'error', error: errorObject(failure) })}\n\n`;
+  return `data: ${openaiErrorBody(failure)}\n\n`;
+}
+
+const LAST_OF_RESPONSE = new Set(['response.completed', 'response.incomplete', 'response.failed', 'response.cancelled', 'error']);
+
+/** Chat completions, completions, responses, embeddings, images and transcriptions, by `rest` as in {@link openaiErrorEvent}. */
+export function openaiMeter(rest: string): Meter {
+  const endsWithDone = rest === 'chat/completions' || rest === 'completions';
+  const isResponse = rest === 'responses';
+  let isDone = false;
+  let model: string | null = null;
+  let inputTokens: number | null = null;
+  let outputTokens: number | null = null;
+
+  function look(value: unknown): void {
+    model = text(member(value, 'model')) ?? model;
+    const usage = member(value, 'usage');
+    // The newer APIs say input and output, the older ones prompt and completion.
+    inputTokens = count(member(usage, 'input_tokens')) ?? count(member(usage, 'prompt_tokens')) ?? inputTokens;
+    // An embedding reports its input alone, because there is no output of tokens.
+    outputTokens = count(member(usage, 'output_tokens')) ?? count(member(usage, 'completion_tokens')) ?? outputTokens ?? (rest === 'embeddings' && inputTokens !== null ? 0 : null);
+  }
+
+  return {
+    marks: ['"usage"', '[DONE]', '"response.completed"', '"response.incomplete"', '"response.failed"', '"response.cancelled"', '"error"'],
+    event(data) {
+      if (data === '[DONE]') {
+        isDone = true;
+        return;
+      }
+      const value = parsed(data);
+      const type = text(member(value, 'type'));
+      if (type !== null && LAST_OF_RESPONSE.has(type)) isDone = true;
+      // An error is an end too: the SDK raises at it.
+      if (typeof member(value, 'error') === 'object' && member(value, 'error') !== null) isDone = true;
+      look(member(value, 'response') ?? value);
+    },
+    answer: look,
+    isWhole: () => (endsWithDone || isResponse ? isDone : null),
+    usage: () => ({ model, inputTokens, outputTokens }),
+  };
+}
+
 export const openai: Provider = Object.freeze({
   name: 'openai',
   title: 'OpenAI',
   keyVariable: 'OPENAI_API_KEY',
+  baseUrlVariable: 'OPENAI_BASE_URL',
+  defaultBaseUrl: 'https://api.openai.com/v1',
+  baseUrlSuffix: '/v1',
   prefix: PREFIX,
   aliases: new Map([['/v1/chat/completions', 'chat/completions']]),
+  refusal: () => null,
+  query: (query: string) => query,
   requestHeaders: new Set(['openai-beta', 'openai-organization', 'openai-project', 'idempotency-key']),
   responseHeaders: new Set(['retry-after-ms', 'x-should-retry']),
   responseHeaderPrefixes: ['openai-', 'x-ratelimit-'],
   authorization: (apiKey: string) => ({ authorization: `Bearer ${apiKey}` }),
   errorBody: openaiErrorBody,
-  errorEvent(rest: string, failure: Failure): string {
-    // The Responses API names its events and repeats the name inside; everything else sends bare data.
-    if (rest.startsWith('responses')) return `event: error\ndata: ${JSON.stringify({ type: 'error', error: errorObject(failure) })}\n\n`;
-    return `data: ${openaiErrorBody(failure)}\n\n`;
-  },
-  lastEvent: (rest: string) => (rest === 'chat/completions' || rest === 'completions' ? '[DONE]' : null),
+  errorEvent: openaiErrorEvent,
+  meter: openaiMeter,
 });

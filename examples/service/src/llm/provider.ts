@@ -3,7 +3,27 @@
  */
 import { isPath } from '@keyguard/core/canonical';
 import { UsageError } from '@keyguard/core/errors';
-import type { Failure } from './failures.ts';
+import type { Failure, FailureCode } from './failures.ts';
+
+/** What a provider itself reported of a call, summed up by its own counting; `null` for what it said nothing of. */
+export interface Usage {
+  readonly model: string | null;
+  readonly inputTokens: number | null;
+  readonly outputTokens: number | null;
+}
+
+/** Reads one call's answer as it passes. Everything that it is given is untrusted, and nothing makes it throw. */
+export interface Meter {
+  /** Only the first event, and those with one of these texts in them, are given to {@link Meter.event}. */
+  readonly marks: readonly string[];
+  /** The data of one server-sent event. */
+  event(data: string): void;
+  /** The value of an answer that is one JSON text. */
+  answer(value: unknown): void;
+  /** Whether the stream came to the end that every whole stream of its kind comes to; `null` where there is no such end. */
+  isWhole(): boolean | null;
+  usage(): Usage;
+}
 
 /** One provider. Everything that is particular to it lives in the one file that makes this object. */
 export interface Provider {
@@ -13,10 +33,20 @@ export interface Provider {
   readonly title: string;
   /** The environment variable that holds the operator's key. */
   readonly keyVariable: string;
+  /** The environment variable that holds the operator's base URL, as the provider's own SDK reads it. */
+  readonly baseUrlVariable: string;
+  /** The base URL where the operator names none; `null` where the operator must. */
+  readonly defaultBaseUrl: string | null;
+  /** How a base URL ends, as the provider's own SDK wants it. */
+  readonly baseUrlSuffix: string;
   /** Where clients address it: a prefix of the signed path, exact to the letter, with its last slash. */
   readonly prefix: string;
   /** Further signed paths, and the rest of the path for which each stands. */
   readonly aliases: ReadonlyMap<string, string>;
+  /** Why a call of that path is not handed on, or `null`. */
+  refusal(rest: string, query: string): FailureCode | null;
+  /** What of a signed query is handed on: everything but credentials. */
+  query(query: string): string;
   /** Covered headers that mean something to this provider, lower-case. No other header of the caller's is handed on. */
   readonly requestHeaders: ReadonlySet<string>;
   /** Headers of this provider's that a client may see, besides those that all providers share: exact names, lower-case. */
@@ -29,8 +59,8 @@ export interface Provider {
   errorBody(failure: Failure): string;
   /** The event that ends a broken stream, so that the provider's own SDK raises; with its blank line. */
   errorEvent(rest: string, failure: Failure): string;
-  /** The text with which every whole stream under `rest` ends; `null` where there is no such rule. */
-  lastEvent(rest: string): string | null;
+  /** A meter for one call of that path. */
+  meter(rest: string): Meter;
 }
 
 declare const trusted: unique symbol;
@@ -52,10 +82,10 @@ const LOOPBACK = /^(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])$/;
 
 /**
  * The upstream that `baseUrl` names. `baseUrl` is trusted: it MUST come from the operator and never from a request.
- * `suffix` is how the provider's own SDK wants it to end. Plain `http` is for loopback only, as a provider key goes there.
+ * Plain `http` is for loopback only, as a provider key goes there.
  * @throws UsageError `invalid_option`
  */
-export function trustedUpstream(baseUrl: string, variable: string, suffix: string): TrustedUpstream {
+export function trustedUpstream(baseUrl: string, { baseUrlVariable: variable, baseUrlSuffix: suffix }: Pick<Provider, 'baseUrlVariable' | 'baseUrlSuffix'>): TrustedUpstream {
   const refuse = (why: string): UsageError => new UsageError('invalid_option', `${variable} ${why}.`);
   let url: URL;
   try {

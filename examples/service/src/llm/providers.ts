@@ -1,10 +1,22 @@
 /**
  * The table of providers. A new one is a file of its own and a line here.
  */
+import { anthropic } from './anthropic.ts';
+import { azure } from './azure.ts';
+import { google } from './google.ts';
 import { openai } from './openai.ts';
-import type { Provider } from './provider.ts';
+import { trustedUpstream, type Provider, type TrustedUpstream } from './provider.ts';
 
-export const PROVIDERS: readonly Provider[] = Object.freeze([openai]);
+export const PROVIDERS: readonly Provider[] = Object.freeze([openai, anthropic, google, azure]);
+
+/**
+ * Where calls of `provider` go: to `baseUrl` (trusted: the operator's), or to the provider's own address; `null` where there is
+ * neither. @throws UsageError `invalid_option`
+ */
+export function upstreamOf(provider: Provider, baseUrl: string | null = null): TrustedUpstream | null {
+  const url = baseUrl ?? provider.defaultBaseUrl;
+  return url === null ? null : trustedUpstream(url, provider);
+}
 
 /** What a signed path asks for. */
 export interface ProviderRoute {

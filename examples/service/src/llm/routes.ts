@@ -47,6 +47,8 @@ export interface LlmProxyOptions {
 export interface LlmProxy {
   /** Mount it after `keyguard(verifier, { sendRejection })` at `/proxy` and `/v1`; what is no route of its goes to `next()`. */
   readonly handler: RequestHandler;
+  /** Mount it before that door: answers what wants to become something else than HTTP, which nobody can sign, in the provider's dialect. */
+  readonly refuseUpgrades: RequestHandler;
   /** Answers the verifier's refusals in the provider's dialect. */
   readonly sendRejection: RejectionSender;
   /** Ends the running calls of a device, event streams with an error event. */
@@ -127,6 +129,8 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       sendFailure(response, provider, failed);
     };
     if (!METHODS.has(method)) return refuse('method_not_allowed');
+    const refusal = provider.refusal(route.rest, verified.query);
+    if (refusal !== null) return refuse(refusal);
     const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
     if (response.destroyed) return;
     if (key === null) return refuse('provider_key_missing', howToGetAKey(provider));
@@ -140,10 +144,10 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
         onFault(error);
       }
     };
-    if (response.destroyed) return recordEnd({ outcome: 'client_left', status: null, responseBytes: 0 });
+    if (response.destroyed) return recordEnd({ outcome: 'client_left', status: null, responseBytes: 0, usage: null });
     if (cutBy !== null) {
       const failed = failure(cutBy);
-      await recordEnd({ outcome: cutBy, status: failed.status, responseBytes: 0 });
+      await recordEnd({ outcome: cutBy, status: failed.status, responseBytes: 0, usage: null });
       sendFailure(response, provider, failed);
       return;
     }
@@ -153,7 +157,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       forwarding = forwarder.forward(outgoing, response, recordEnd);
     } catch (error) {
       // Nothing was sent: for instance a stored key that no header can hold.
-      await recordEnd({ outcome: 'internal_error', status: failure('internal_error').status, responseBytes: 0 });
+      await recordEnd({ outcome: 'internal_error', status: failure('internal_error').status, responseBytes: 0, usage: null });
       throw error;
     }
     control.end = forwarding.end;
@@ -220,6 +224,13 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       else return handle({ verified, route, request, response });
     },
 
+    refuseUpgrades(request, response, next) {
+      const dialect = request.headers.upgrade === undefined ? null : dialectOf(request.originalUrl.split('?', 1)[0]!);
+      // An upgrade to a newer HTTP is an offer, which may be passed over.
+      if (dialect === null || !/websocket/i.test(request.headers.upgrade!)) next();
+      else sendFailure(response, dialect, failure('upgrade_unsupported'));
+    },
+
     sendRejection,
 
     endCallsOf(deviceId) {
@@ -275,7 +286,7 @@ function outgoingCall(
   if (contentType !== null) headers['content-type'] = contentType;
   for (const [name, value] of coveredHeaders) if (provider.requestHeaders.has(name)) headers[name] = value;
   Object.assign(headers, provider.authorization(apiKey));
-  return { provider, rest, query, upstream, method, headers, body };
+  return { provider, rest, query: provider.query(query), upstream, method, headers, body };
 }
 
 function howToGetAKey({ title, keyVariable }: Provider): string {

@@ -9,7 +9,6 @@
 const LF = 10;
 const CR = 13;
 const COLON = 58;
-const TAIL_BYTES = 64;
 const HELD_BYTES = 64 * 1024;
 
 export interface EventGate {
@@ -22,8 +21,6 @@ export interface EventGate {
   rest(): readonly Buffer[];
   /** Whether part of an unfinished event was handed on, because it was too long to be held. */
   readonly torn: boolean;
-  /** The last bytes that came, as Latin-1 text. */
-  readonly tail: string;
 }
 
 /** `maxEventBytes` bounds an event, and so a line; more than 64 KiB of an event are never held in memory. */
@@ -36,7 +33,6 @@ export function eventGate(maxEventBytes: number): EventGate {
   let lineIsComment = false;
   let hasFields = false;
   let afterCr = false;
-  let last: Buffer = Buffer.alloc(0);
 
   /** The index behind the last blank line, or comment between events, in `chunk`, or 0; remembers how the chunk ends. */
   function endOfEvents(chunk: Buffer): number {
@@ -72,8 +68,6 @@ export function eventGate(maxEventBytes: number): EventGate {
 
   return {
     push(chunk: Buffer): readonly Buffer[] | null {
-      if (chunk.length >= TAIL_BYTES || last.length === 0) last = chunk.subarray(-TAIL_BYTES);
-      else last = Buffer.concat([last, chunk]).subarray(-TAIL_BYTES);
       const end = endOfEvents(chunk);
       if (openBytes + (end === 0 ? chunk.length : 0) > maxEventBytes) return null;
       const ready: Buffer[] = [];
@@ -99,9 +93,6 @@ export function eventGate(maxEventBytes: number): EventGate {
     rest: () => held,
     get torn(): boolean {
       return torn;
-    },
-    get tail(): string {
-      return last.toString('latin1');
     },
   };
 }

@@ -96,10 +96,4 @@ describe('eventGate', () => {
     const gate = eventGate(128 * 1024);
     for (let i = 0; i < 100; i += 1) expect(gate.push(Buffer.from(`data: ${'x'.repeat(9000)}\n\n`))).not.toBeNull();
   });
-
-  it('knows the last bytes, however small the pieces', () => {
-    const gate = eventGate(MEBIBYTE);
-    for (const character of `data: ${'y'.repeat(100)}\n\ndata: [DONE]\n\n`) gate.push(Buffer.from(character));
-    expect(gate.tail.endsWith('data: [DONE]\n\n')).toBe(true);
-  });
 });

@@ -17,9 +17,13 @@ import type { Bytes, Clock, SigningKey } from '@keyguard/core/seams';
 import { webCryptoRandom } from '@keyguard/core/system';
 import { createEnrollment, createVerifier, generateEnrollmentCode, hashEnrollmentCode, nodePrimitives } from '@keyguard/server-verifier';
 import type { CallEvent } from '../../src/llm/call-events.ts';
-import { openaiUpstream } from '../../src/llm/openai.ts';
+import { openai } from '../../src/llm/openai.ts';
+import { upstreamOf } from '../../src/llm/providers.ts';
 import type { TrustedUpstream } from '../../src/llm/provider.ts';
 import { llmProxy, type LlmProxy, type LlmProxyOptions } from '../../src/llm/routes.ts';
+
+/** Where calls of the first provider go. */
+export const openaiUpstream = (baseUrl?: string): TrustedUpstream => upstreamOf(openai, baseUrl)!;
 
 /** What must never be seen anywhere but in the Authorization header at the upstream. */
 export const PROVIDER_KEY = 'sk-provider-canary-5f1c0d8e';
@@ -87,7 +91,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
     onFault: (error) => faults.push(error),
     ...options,
   });
-  app.use(['/proxy', '/v1'], keyguard(verifier, { sendRejection: proxy.sendRejection }), proxy.handler);
+  app.use(['/proxy', '/v1'], proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), proxy.handler);
 
   const code = generateEnrollmentCode(webCryptoRandom());
   registry.addCode({ codeHash: hashEnrollmentCode(code)!, ownerId: 'owner', projectId: 'project', expiresAtMs: Date.now() + 60_000 });

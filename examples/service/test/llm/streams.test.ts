@@ -5,10 +5,9 @@ import net from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 import type { APIError } from 'openai';
 import { afterEach, describe, expect, it } from 'vitest';
-import { openaiUpstream } from '../../src/llm/openai.ts';
 import {
   chunkEvent,
-  listen,
+  listen, openaiUpstream,
   PLAIN,
   SSE,
   startRawUpstream,
@@ -202,7 +201,7 @@ describe('an upstream that is silent', () => {
         }
         response.end('data: [DONE]\n\n');
       },
-      { limits: { idleTimeoutMs: 200 } },
+      { limits: { idleTimeoutMs: 400 } },
     );
     expect(await readStream(stage)).toEqual({ words: ['slow'], error: null });
   });

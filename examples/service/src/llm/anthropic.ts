@@ -1,0 +1,79 @@
+/**
+ * Anthropic: the only file that knows its name, its headers and its dialect.
+ *
+ * @see https://docs.anthropic.com/en/api/overview
+ */
+import type { Failure } from './failures.ts';
+import { count, member, parsed, text } from './metering.ts';
+import type { Meter, Provider } from './provider.ts';
+
+const PREFIX = '/proxy/anthropic/';
+
+const TYPES: Readonly<Record<number, string>> = {
+  400: 'invalid_request_error',
+  401: 'authentication_error',
+  403: 'permission_error',
+  404: 'not_found_error',
+  413: 'request_too_large',
+  429: 'rate_limit_error',
+  504: 'timeout_error',
+};
+
+function errorBody({ status, code, message }: Failure): string {
+  const type = TYPES[status] ?? (status >= 500 ? 'api_error' : 'invalid_request_error');
+  return JSON.stringify({ type: 'error', error: { type, message, code } });
+}
+
+/** Messages, streamed or whole; whatever else is asked for is not metered by tokens. */
+function meter(rest: string): Meter {
+  const isMessage = rest === 'v1/messages';
+  let isDone = false;
+  let model: string | null = null;
+  let inputTokens: number | null = null;
+  let outputTokens: number | null = null;
+
+  function look(message: unknown): void {
+    model = text(member(message, 'model')) ?? model;
+    const usage = member(message, 'usage');
+    const input = count(member(usage, 'input_tokens'));
+    // What is written to the cache or read from it is counted beside the rest, and is input all the same.
+    if (input !== null) {
+      inputTokens = input + (count(member(usage, 'cache_creation_input_tokens')) ?? 0) + (count(member(usage, 'cache_read_input_tokens')) ?? 0);
+    }
+    // Each count of output stands for everything so far.
+    outputTokens = count(member(usage, 'output_tokens')) ?? outputTokens;
+  }
+
+  return {
+    marks: ['"usage"', '"message_stop"', '"error"'],
+    event(data) {
+      const value = parsed(data);
+      const type = text(member(value, 'type'));
+      if (type === 'message_stop' || type === 'error') isDone = true;
+      else look(member(value, 'message') ?? value);
+    },
+    answer: isMessage ? look : () => {},
+    isWhole: () => (isMessage ? isDone : null),
+    usage: () => ({ model, inputTokens, outputTokens }),
+  };
+}
+
+export const anthropic: Provider = Object.freeze({
+  name: 'anthropic',
+  title: 'Anthropic',
+  keyVariable: 'ANTHROPIC_API_KEY',
+  baseUrlVariable: 'ANTHROPIC_BASE_URL',
+  defaultBaseUrl: 'https://api.anthropic.com',
+  baseUrlSuffix: '',
+  prefix: PREFIX,
+  aliases: new Map<string, string>(),
+  refusal: (rest: string) => (rest.startsWith('v1/') ? null : 'route_unknown'),
+  query: (query: string) => query,
+  requestHeaders: new Set(['anthropic-beta', 'anthropic-user-profile-id', 'anthropic-version', 'anthropic-workspace-id', 'idempotency-key']),
+  responseHeaders: new Set(['request-id', 'x-should-retry']),
+  responseHeaderPrefixes: ['anthropic-ratelimit-'],
+  authorization: (apiKey: string) => ({ 'x-api-key': apiKey }),
+  errorBody,
+  errorEvent: (_rest: string, failure: Failure) => `event: error\ndata: ${errorBody(failure)}\n\n`,
+  meter,
+});

@@ -1,0 +1,43 @@
+/**
+ * OpenAI's models on Azure: the only file that knows its name and its paths. The dialect is OpenAI's.
+ *
+ * @see https://learn.microsoft.com/azure/ai-services/openai/reference
+ */
+import type { Failure } from './failures.ts';
+import { openaiErrorBody, openaiErrorEvent, openaiMeter } from './openai.ts';
+import type { Provider } from './provider.ts';
+
+const PREFIX = '/proxy/azure/';
+const ROOTS = /^openai\/(?:v1|deployments\/[^/]+)\//;
+
+/** The path below the version or the deployment, or `null` for what is neither. */
+function below(rest: string): string | null {
+  const root = ROOTS.exec(rest)?.[0];
+  return root === undefined || root.length === rest.length ? null : rest.slice(root.length);
+}
+
+export const azure: Provider = Object.freeze({
+  name: 'azure',
+  title: 'Azure OpenAI',
+  keyVariable: 'AZURE_OPENAI_API_KEY',
+  baseUrlVariable: 'AZURE_OPENAI_ENDPOINT',
+  // Each resource has a host of its own.
+  defaultBaseUrl: null,
+  baseUrlSuffix: '',
+  prefix: PREFIX,
+  aliases: new Map<string, string>(),
+  // Lists of models and deployments, files and the like stand directly below: openai/models?api-version=…
+  refusal: (rest: string) => (rest.startsWith('openai/') && rest.length > 'openai/'.length ? null : 'route_unknown'),
+  query: (query: string) =>
+    query
+      .split('&')
+      .filter((parameter) => parameter !== '' && !/^(?:api-key|subscription-key)(?:=|$)/i.test(parameter))
+      .join('&'),
+  requestHeaders: new Set(['openai-beta', 'idempotency-key']),
+  responseHeaders: new Set(['retry-after-ms', 'x-should-retry', 'apim-request-id', 'x-ms-region']),
+  responseHeaderPrefixes: ['openai-', 'x-ratelimit-'],
+  authorization: (apiKey: string) => ({ 'api-key': apiKey }),
+  errorBody: openaiErrorBody,
+  errorEvent: (rest: string, failure: Failure) => openaiErrorEvent(below(rest) ?? rest, failure),
+  meter: (rest: string) => openaiMeter(below(rest) ?? rest),
+});

@@ -1,0 +1,113 @@
+/**
+ * Google's Gemini API: the only file that knows its name, its headers and its dialect.
+ *
+ * @see https://ai.google.dev/api
+ */
+import type { Failure, FailureCode } from './failures.ts';
+import { count, member, parsed, text } from './metering.ts';
+import type { Meter, Provider } from './provider.ts';
+
+const PREFIX = '/proxy/google/';
+
+const STATUSES: Readonly<Record<number, string>> = {
+  400: 'INVALID_ARGUMENT',
+  401: 'UNAUTHENTICATED',
+  403: 'PERMISSION_DENIED',
+  404: 'NOT_FOUND',
+  409: 'ABORTED',
+  429: 'RESOURCE_EXHAUSTED',
+  501: 'UNIMPLEMENTED',
+  503: 'UNAVAILABLE',
+  504: 'DEADLINE_EXCEEDED',
+};
+
+/** `code` is the HTTP status, as Google has it; our code is the reason of the one detail. */
+function errorBody({ status, code, message }: Failure): string {
+  const name = STATUSES[status] ?? (status >= 500 ? 'INTERNAL' : 'FAILED_PRECONDITION');
+  const details = [{ '@type': 'type.googleapis.com/google.rpc.ErrorInfo', reason: code.toUpperCase(), domain: 'keyguard' }];
+  return JSON.stringify({ error: { code: status, message, status: name, details } });
+}
+
+// Credentials that its servers take from a query. None of a client's is handed on.
+const CREDENTIALS: ReadonlySet<string> = new Set(['key', 'access_token', 'oauth_token', 'bearer_token', '$key', '$access_token', '$oauth_token']);
+// With these a request can say that it is another one than the one that was signed.
+const OVERRIDES = /^\$?(?:\$?http(?:method|headers)|x-http-method-override|method|alt-method)$/i;
+
+const parametersOf = (query: string): string[] => query.split('&').filter((part) => part !== '');
+
+/** The name of a parameter as a server would read it. */
+function nameOf(parameter: string): string {
+  const name = parameter.split('=', 1)[0]!.replaceAll('+', ' ');
+  try {
+    return decodeURIComponent(name).toLowerCase();
+  } catch {
+    return name.toLowerCase();
+  }
+}
+
+function refusal(rest: string, query: string): FailureCode | null {
+  // Its second request goes to an address of the provider's own, which no key of ours follows.
+  if (rest.startsWith('upload/')) return 'upload_unsupported';
+  if (!/^v1(?:alpha|beta)?\//.test(rest)) return 'route_unknown';
+  if (parametersOf(query).some((parameter) => OVERRIDES.test(nameOf(parameter)))) return 'method_not_allowed';
+  return null;
+}
+
+function meter(rest: string): Meter {
+  const isStream = rest.endsWith(':streamGenerateContent');
+  let isDone = false;
+  let model: string | null = /\/models\/([^/:]+):/.exec(`/${rest}`)?.[1] ?? null;
+  let inputTokens: number | null = null;
+  let outputTokens: number | null = null;
+
+  function look(value: unknown): void {
+    model = text(member(value, 'modelVersion')) ?? model;
+    const usage = member(value, 'usageMetadata');
+    const prompt = count(member(usage, 'promptTokenCount'));
+    if (prompt === null) return;
+    // Each count stands for everything so far; thoughts are billed as output, and what tools brought in as input.
+    inputTokens = prompt + (count(member(usage, 'toolUsePromptTokenCount')) ?? 0);
+    outputTokens = (count(member(usage, 'candidatesTokenCount')) ?? 0) + (count(member(usage, 'thoughtsTokenCount')) ?? 0);
+  }
+
+  return {
+    marks: ['"usageMetadata"', '"finishReason"', '"blockReason"', '"error"'],
+    event(data) {
+      const value = parsed(data);
+      const candidates = member(value, 'candidates');
+      const isFinished = Array.isArray(candidates) && candidates.some((one) => text(member(one, 'finishReason')) !== null);
+      if (isFinished || text(member(member(value, 'promptFeedback'), 'blockReason')) !== null || member(value, 'error') !== undefined) isDone = true;
+      look(value);
+    },
+    answer(value) {
+      // Without alt=sse a stream is one JSON array.
+      if (Array.isArray(value)) for (const one of value) look(one);
+      else look(value);
+    },
+    isWhole: () => (isStream ? isDone : null),
+    usage: () => ({ model, inputTokens, outputTokens }),
+  };
+}
+
+export const google: Provider = Object.freeze({
+  name: 'google',
+  title: 'Google Gemini',
+  keyVariable: 'GOOGLE_API_KEY',
+  baseUrlVariable: 'GOOGLE_GEMINI_BASE_URL',
+  defaultBaseUrl: 'https://generativelanguage.googleapis.com',
+  baseUrlSuffix: '',
+  prefix: PREFIX,
+  aliases: new Map<string, string>(),
+  refusal,
+  query: (query: string) =>
+    parametersOf(query)
+      .filter((parameter) => !CREDENTIALS.has(nameOf(parameter)))
+      .join('&'),
+  requestHeaders: new Set<string>(),
+  responseHeaders: new Set<string>(),
+  responseHeaderPrefixes: [],
+  authorization: (apiKey: string) => ({ 'x-goog-api-key': apiKey }),
+  errorBody,
+  errorEvent: (_rest: string, failure: Failure) => `data: ${errorBody(failure)}\n\n`,
+  meter,
+});

@@ -1,0 +1,134 @@
+/**
+ * Reads what passes through, and keeps none of it: which tokens a provider reports, and whether a stream came to its end. What the
+ * counts mean is for the providers' own files.
+ */
+import type { Meter } from './provider.ts';
+
+/** The member `name` of an object; `undefined` for anything else. */
+export function member(value: unknown, name: string): unknown {
+  return typeof value === 'object' && value !== null && Object.hasOwn(value, name) ? (value as Record<string, unknown>)[name] : undefined;
+}
+
+const MAX_TEXT_CHARACTERS = 200;
+
+/** A text of a sensible length, or `null`. */
+export function text(value: unknown): string | null {
+  return typeof value === 'string' && value !== '' && value.length <= MAX_TEXT_CHARACTERS ? value : null;
+}
+
+/** A count of tokens, or `null`: an integer from 0 to 10^12. */
+export function count(value: unknown): number | null {
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 1e12 ? value : null;
+}
+
+/** The value of a JSON text; `undefined` for what is none. */
+export function parsed(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return undefined;
+  }
+}
+
+/** An answer that passes, in the pieces in which it passes. */
+export interface AnswerReader {
+  /** `bytes` that are handed on, in order. */
+  take(bytes: Buffer): void;
+  /** The answer is at its end. */
+  end(): void;
+}
+
+const MAX_EVENT_BYTES = 1024 * 1024;
+const MAX_ANSWER_BYTES = 1024 * 1024;
+const TAIL_BYTES = 4096;
+const EVENT_END = /\r\n\r\n|\n\n|\r\r/;
+const LINE_END = /\r\n|\n|\r/;
+
+/**
+ * Gives the events of a stream to `meter`, at the latest with the byte after their blank line. An event of more than a mebibyte is
+ * passed over: there are no counts in a generated image.
+ */
+export function eventReader(meter: Meter): AnswerReader {
+  let open: Buffer[] = [];
+  let openBytes = 0;
+  let isTooLong = false;
+  // What a provider says of the call as a whole, it says at the beginning.
+  let isFirst = true;
+
+  function read(events: string): void {
+    for (const event of events.split(EVENT_END)) {
+      if (!isFirst && !meter.marks.some((mark) => event.includes(mark))) continue;
+      const lines = event.split(LINE_END).filter((line) => line.startsWith('data:'));
+      if (lines.length === 0) continue;
+      isFirst = false;
+      meter.event(lines.map((line) => line.slice(line.startsWith('data: ') ? 6 : 5)).join('\n'));
+    }
+  }
+
+  return {
+    take(bytes) {
+      // Nearly always whole events, as the gate lets them through.
+      const isEnd = endsEvent(bytes);
+      if (!isTooLong) {
+        open.push(bytes);
+        openBytes += bytes.length;
+        if (openBytes > MAX_EVENT_BYTES) {
+          open = [];
+          isTooLong = true;
+        }
+      }
+      if (!isEnd) return;
+      const [first] = open;
+      const whole = open.length > 1 ? Buffer.concat(open) : first;
+      if (whole !== undefined && (isFirst || meter.marks.some((mark) => whole.includes(mark)))) read(whole.toString('utf8'));
+      open = [];
+      openBytes = 0;
+      isTooLong = false;
+    },
+    end() {
+      if (open.length > 0) read(Buffer.concat(open).toString('utf8'));
+      open = [];
+    },
+  };
+}
+
+const LF = 10;
+const CR = 13;
+
+function endsEvent(bytes: Buffer): boolean {
+  const { length } = bytes;
+  const last = bytes[length - 1];
+  if (length < 2) return false;
+  return (last === LF && (bytes[length - 2] === LF || (length > 3 && bytes[length - 2] === CR && bytes[length - 3] === LF))) || (last === CR && bytes[length - 2] === CR);
+}
+
+/**
+ * Gives a whole JSON answer to `meter`. Of one that is longer than a mebibyte, the member `usage` alone, where it stands near the end:
+ * so do those that are long, lists of embeddings.
+ */
+export function jsonReader(meter: Meter): AnswerReader {
+  let kept: Buffer[] = [];
+  let keptBytes = 0;
+  let tail: Buffer | null = null;
+  return {
+    take(bytes) {
+      if (tail !== null) {
+        tail = bytes.length >= TAIL_BYTES ? bytes.subarray(-TAIL_BYTES) : Buffer.concat([tail, bytes]).subarray(-TAIL_BYTES);
+        return;
+      }
+      kept.push(bytes);
+      keptBytes += bytes.length;
+      if (keptBytes <= MAX_ANSWER_BYTES) return;
+      tail = Buffer.concat(kept).subarray(-TAIL_BYTES);
+      kept = [];
+    },
+    end() {
+      if (tail === null) meter.answer(parsed(Buffer.concat(kept).toString('utf8')));
+      else {
+        const json = /"usage"\s*:\s*(\{[^{}]*\})[\s}]*$/.exec(tail.toString('utf8'))?.[1];
+        if (json !== undefined) meter.answer({ usage: parsed(json) });
+      }
+      kept = [];
+    },
+  };
+}
