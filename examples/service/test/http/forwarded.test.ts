@@ -67,7 +67,7 @@ describe.each([0, 1, 2])('with %i proxies in front', (hops) => {
       verifier: createVerifier(seams),
       enrollment: createEnrollment(seams),
       rotation: createRotation(seams),
-      proxy: { handler: (_request, _response, next) => next(), sendRejection: () => {}, endCallsOf() {}, review() {}, drain: async () => {}, close() {}, usage: () => ({ runningCalls: 0, upstreamSockets: 0, keptSockets: 0 }) },
+      proxy: { handler: (_request, _response, next) => next(), refuseUpgrades: (_request, _response, next) => next(), sendRejection: () => {}, endCallsOf() {}, review() {}, drain: async () => {}, close() {}, usage: () => ({ runningCalls: 0, upstreamSockets: 0, keptSockets: 0 }) },
       authenticate: async () => {},
       linkPage: Router(),
       controlPlane,
