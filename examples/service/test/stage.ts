@@ -204,6 +204,8 @@ export async function postgresBackend(): Promise<PostgresBackend> {
   const suffix = randomBytes(4).toString('hex');
   const [login, migrator, password] = [`kg_service_${suffix}`, `kg_migrator_${suffix}`, randomBytes(16).toString('hex')];
   const superuser = new pg.Pool({ connectionString: base.href, max: 1 });
+  // A server that stops says so to connections that are being closed; nobody else would listen.
+  superuser.on('error', () => {}).on('connect', (client) => client.on('error', () => {}));
   // The server ends the connection when it stops, and says so.
   superuser.on('error', () => {});
   await superuser.query(`CREATE ROLE ${login} LOGIN NOINHERIT PASSWORD '${password}'`);

@@ -7,7 +7,9 @@ export const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 export type Json = Readonly<Record<string, unknown>>;
 
 export interface Answer {
+  /** `{}` for what is not JSON. */
   readonly json: Json;
+  readonly text: string;
   readonly headers: Headers;
 }
 
@@ -17,6 +19,8 @@ export interface Api {
   send(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
   /** As who is signed in. */
   sendSigned(method: 'GET' | 'POST' | 'DELETE', path: string, body?: Json): Promise<Json>;
+  /** Likewise, for what is not JSON. */
+  fetchSigned(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
   /** All pages of a list, up to `limit` rows. */
   list(path: string, limit: number): Promise<readonly Json[]>;
 }
@@ -34,7 +38,7 @@ export function originOf(url: string): string {
 
 export function createApi(origin: string, sessions: SessionFile): Api {
   async function send(method: string, path: string, body?: Json, token?: string): Promise<Answer> {
-    const headers: Record<string, string> = { accept: 'application/json' };
+    const headers: Record<string, string> = { accept: 'application/json, text/plain;q=0.9' };
     if (token !== undefined) headers['authorization'] = `Bearer ${token}`;
     if (body !== undefined) headers['content-type'] = 'application/json';
     let response: Response;
@@ -44,21 +48,27 @@ export function createApi(origin: string, sessions: SessionFile): Api {
       const message = `KeyGuard does not answer at ${origin}. Is it running? Start it with  npx -y pnpm@12.21.0 start  or name its address with --url.`;
       throw new CommandError(message, { cause });
     }
-    const json = await readJson(response);
-    if (response.ok) return { json, headers: response.headers };
+    const text = await response.text();
+    const json = readJson(text);
+    if (response.ok) return { json, text, headers: response.headers };
     throw refusal(response, json, token !== undefined);
   }
 
-  async function sendSigned(method: string, path: string, body?: Json): Promise<Json> {
+  async function fetchSigned(method: string, path: string, body?: Json): Promise<Answer> {
     const session = await sessions.read(origin);
     if (session === null) throw new CommandError(`You are not signed in at ${origin}. Run  ${COMMAND} login  first.`);
-    return (await send(method, path, body, session.token)).json;
+    return send(method, path, body, session.token);
+  }
+
+  async function sendSigned(method: string, path: string, body?: Json): Promise<Json> {
+    return (await fetchSigned(method, path, body)).json;
   }
 
   return {
     origin,
     send,
     sendSigned,
+    fetchSigned,
     async list(path, limit) {
       const rows: Json[] = [];
       let cursor: string | null = null;
@@ -74,9 +84,9 @@ export function createApi(origin: string, sessions: SessionFile): Api {
   };
 }
 
-async function readJson(response: Response): Promise<Json> {
+function readJson(text: string): Json {
   try {
-    const value: unknown = await response.json();
+    const value: unknown = JSON.parse(text);
     return typeof value === 'object' && value !== null ? (value as Json) : {};
   } catch {
     return {};

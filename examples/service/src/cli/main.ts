@@ -5,6 +5,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addKeyCommands } from './key-commands.ts';
+import { addSecretCommands } from './secrets.ts';
 import { sessionFile } from './session-file.ts';
 import { ask, askSecret, CommandError, confirm, print, printJson, remark, table, when } from './terminal.ts';
 
@@ -228,6 +229,8 @@ devices
 function move(device: Json): void {
   show(device, () => `${text(device['label']) ?? String(device['id'])} (key ${keyOf(device)}…) is ${String(device['status'])} now.`);
 }
+
+addSecretCommands(program, { api, show, path, text, wholeNumber, duration });
 
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
 addKeyCommands(keys, { api, show });

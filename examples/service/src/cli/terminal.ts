@@ -16,20 +16,28 @@ export function printJson(value: unknown): void {
   print(JSON.stringify(value, null, 2));
 }
 
+/** Just this, without a line break of ours at its end. */
+export function printRaw(text: string): void {
+  stdout.write(text);
+}
+
 /** To people, when the output itself is for a program. */
 export function remark(text: string): void {
   stderr.write(`${text}\n`);
+}
+
+/** All that is piped in, as it is. */
+export async function readPiped(): Promise<string> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of stdin) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks).toString('utf8');
 }
 
 let piped: Promise<string[]> | undefined;
 
 /** The next line of a pipe, `null` when there is none left. */
 async function nextPipedLine(): Promise<string | null> {
-  piped ??= (async () => {
-    const chunks: Buffer[] = [];
-    for await (const chunk of stdin) chunks.push(chunk as Buffer);
-    return Buffer.concat(chunks).toString('utf8').split(/\r?\n/);
-  })();
+  piped ??= readPiped().then((text) => text.split(/\r?\n/));
   return (await piped).shift() ?? null;
 }
 

@@ -77,6 +77,7 @@ async function openPostgres(connections: number): Promise<Opened> {
   await owner.end();
   const pool = new pg.Pool({ connectionString: url, max: connections });
   const superuser = new pg.Pool({ connectionString: backend.superuserUrl(deployment), max: 1 });
+  for (const one of [pool, superuser]) one.on('error', () => {}).on('connect', (client) => client.on('error', () => {}));
   await superuser.query("SET session_replication_role = 'replica'");
   return {
     sql: pgClient(pool),
