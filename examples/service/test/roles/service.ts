@@ -3,6 +3,7 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import { hashPassword } from 'better-auth/crypto';
 import pg from 'pg';
 import { pino } from 'pino';
+import type { Clock } from '@keyguard/core/seams';
 import type { SqlClient, SqlResult } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { startService, type Service } from '../../src/service.ts';
@@ -31,7 +32,7 @@ export interface RunningService {
 
 const PASSWORD = 'a long and quiet password';
 
-export async function startOn(backend: Backend, environment: Record<string, string> = {}): Promise<RunningService> {
+export async function startOn(backend: Backend, environment: Record<string, string> = {}, { clock }: { readonly clock?: Clock } = {}): Promise<RunningService> {
   const deployment = await backend.deploy();
   const said: string[] = [];
   let opened: SqlClient | undefined;
@@ -53,6 +54,7 @@ export async function startOn(backend: Backend, environment: Record<string, stri
     log: pino({ level: 'silent' }),
     say: (text) => said.push(text),
     overrides: {
+      ...(clock !== undefined && { clock }),
       database: (database) => {
         opened = database.sql;
         return database;
