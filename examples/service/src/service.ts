@@ -261,6 +261,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const clock = overrides.clock ?? systemClock;
   const decides = createAccess({ rowMacKey: keys.rowMacKey, clock });
   const access = overrides.access?.(decides) ?? decides;
+  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock });
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
   undo.push(() => kekRotation.stop());
@@ -329,7 +330,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const [demonstrated] = PROVIDERS as readonly [(typeof PROVIDERS)[number]];
   const demo = (config.providers.get(demonstrated.name)?.apiKey ?? null) === null ? await startDemoUpstream() : null;
   if (demo !== null) undo.push(() => demo.close());
-  const apiKeys = createApiKeys({ sql, keys, audit, onChanged: () => providers.clear() });
+  const apiKeys = createApiKeys({ sql, keys, audit, projects, onChanged: () => providers.clear() });
   const providers = providerKeys({ apiKeys: () => apiKeys, upstreams, demo: demo === null ? null : { provider: demonstrated.name, key: demo } });
   // Also where there is no key to import: it makes the project that everything belongs to.
   await apiKeys.prepare();
@@ -363,7 +364,6 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
 
   const { rowMacKey, hashToken } = keys;
   const assignments = createAssignments({ sql, rowMacKey, audit, clock });
-  const projects = createProjects({ sql, rowMacKey, access, audit, clock });
   const shutDevice = (deviceId: string): void => {
     watch.note(deviceId);
     proxy.endCallsOf(deviceId);
@@ -384,7 +384,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...secondFactorOperations({ door, ...people }),
     ...sessionOperations({ sql, audit, ...people }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
-    ...deviceOperations({ sql, keys, audit, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+    ...deviceOperations({ sql, keys, audit, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),

@@ -1,15 +1,16 @@
-/** `/api/api-keys`: an administrator stores and revokes provider keys. A value comes in here once and never goes out. */
+/** `/api/api-keys`: whoever may write keys in a project stores and revokes them. A value comes in here once and never goes out. */
 import * as z from 'zod';
 import { operation, type Operation } from '../http/operations.ts';
 import { idParams, pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
-import { notFound } from '../http/problems.ts';
 import { PROVIDERS } from '../llm/providers.ts';
-import type { ApiKeys, StoredApiKey } from './store.ts';
+import { projectId } from '../projects/operations.ts';
+import { DEFAULT_PROJECT_ID, type ApiKeys, type StoredApiKey } from './store.ts';
 
 const TAG = 'Provider keys';
 const provider = z.enum(PROVIDERS.map(({ name }) => name));
 
 const createBody = z.strictObject({
+  project_id: projectId.default(DEFAULT_PROJECT_ID).describe('Whose devices use it. Left out: the project that every deployment begins with.'),
   provider,
   name: z.string().trim().min(1).max(100).optional(),
   // What a header can hold; a pasted line break is a mistake that would show much later.
@@ -35,15 +36,16 @@ export function apiKeyOperations(apiKeys: ApiKeys): readonly Operation[] {
   return [
     operation(
       {
-        id: 'createApiKey', action: 'api_key.create', method: 'post', path: '/api/api-keys', tag: TAG, access: 'administrator',
+        id: 'createApiKey', action: 'api_key.create', method: 'post', path: '/api/api-keys', tag: TAG, access: 'api_keys:write',
         summary: 'Store a provider key, and make it the one that devices use with its provider',
         idempotent: true,
         body: createBody,
         answers: { 201: { description: 'Stored', json: apiKey } },
+        problems: ['not_found', 'project_archived'],
       },
-      async ({ body: { provider, name = provider, value }, principal }) => ({
+      async ({ body: { project_id: project, provider, name = provider, value }, principal }) => ({
         status: 201,
-        json: apiKeyJson(await apiKeys.create({ provider, name, value }, principal.userId)),
+        json: apiKeyJson(await apiKeys.create(principal, project, { provider, name, value })),
       }),
     ),
     operation(
@@ -53,21 +55,17 @@ export function apiKeyOperations(apiKeys: ApiKeys): readonly Operation[] {
         query: pageQuery,
         answers: { 200: { description: 'A page', json: pageOf(apiKey) } },
       },
-      async ({ query, principal }) => ({ json: pageJson(await apiKeys.list({ ...pageRequest(query), asUserId: principal.userId }), apiKeyJson) }),
+      async ({ query, principal }) => ({ json: pageJson(await apiKeys.list(principal, pageRequest(query)), apiKeyJson) }),
     ),
     operation(
       {
-        id: 'revokeApiKey', action: 'api_key.revoke', method: 'post', path: '/api/api-keys/{id}/revoke', tag: TAG, access: 'administrator',
+        id: 'revokeApiKey', action: 'api_key.revoke', method: 'post', path: '/api/api-keys/{id}/revoke', tag: TAG, access: 'api_keys:write',
         summary: 'Revoke a provider key for ever',
         params: idParams,
         answers: { 200: { description: 'Revoked, now or before', json: apiKey } },
         problems: ['not_found'],
       },
-      async ({ params, principal }) => {
-        const revoked = await apiKeys.revoke(params.id, principal.userId);
-        if (revoked === null) throw notFound();
-        return { json: apiKeyJson(revoked) };
-      },
+      async ({ params, principal }) => ({ json: apiKeyJson(await apiKeys.revoke(principal, params.id)) }),
     ),
   ];
 }

@@ -12,8 +12,12 @@ import type { Page, PageRequest, SqlClient, SqlTransaction } from '@keyguard/sto
 import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import { fromBase64Url, toBase64Url } from '@keyguard/core/bytes';
 import type { AuditLog } from '../audit/log.ts';
+import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
+import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { shareProject } from '../projects/lock.ts';
+import type { Projects } from '../projects/store.ts';
 import type { SealedTable } from '../keys/sealed-tables.ts';
 
 /** The project that every deployment begins with. */
@@ -47,11 +51,15 @@ export interface NewApiKey {
 export interface ApiKeys {
   /** Makes the default project where it is missing. */
   prepare(): Promise<void>;
-  /** Stores a key in the default project and makes it the one that devices use with its provider. */
-  create(key: NewApiKey, byUserId: string): Promise<StoredApiKey>;
-  list(request: PageRequest & { readonly asUserId: string }): Promise<Page<StoredApiKey>>;
-  /** `null` where this user sees no such key. A revoked one stays revoked. */
-  revoke(id: string, byUserId: string): Promise<StoredApiKey | null>;
+  /**
+   * Stores a key in a project and makes it the one that its devices use with the provider.
+   * @throws HttpProblem `not_found`, `forbidden`, `project_archived`
+   */
+  create(principal: Principal, projectId: string, key: NewApiKey): Promise<StoredApiKey>;
+  /** Those of the projects in which the caller may see keys, newest first. */
+  list(principal: Principal, request: PageRequest): Promise<Page<StoredApiKey>>;
+  /** A revoked one stays revoked. @throws HttpProblem `not_found`, `forbidden` */
+  revoke(principal: Principal, id: string): Promise<StoredApiKey>;
   /**
    * Keeps what the operator set in the environment: once, and again when it changed. A key that was revoked does not come back
    * by a restart.
@@ -67,6 +75,7 @@ export interface ApiKeysOptions {
   readonly sql: SqlClient;
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
+  readonly projects: Projects;
   /** Told after every change that is durable. */
   readonly onChanged: () => void;
   readonly clock?: Clock;
@@ -129,7 +138,7 @@ export function sealedApiKeys(deploymentId: string): SealedTable {
   };
 }
 
-export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock }: ApiKeysOptions): ApiKeys {
+export function createApiKeys({ sql, keys, audit, projects, onChanged, clock = systemClock }: ApiKeysOptions): ApiKeys {
   const primitives = nodeVaultPrimitives();
   const placeOf = (id: string, projectId: string, provider: string, version: number): VaultPlace =>
     placeIn(keys.deploymentId, id, projectId, provider, version);
@@ -148,9 +157,9 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
   }
 
   /** Sealed before the transaction: on the embedded database everyone would wait for it. */
-  async function sealNew(key: NewApiKey): Promise<{ readonly id: string; readonly sealed: SealedValue }> {
+  async function sealNew(projectId: string, key: NewApiKey): Promise<{ readonly id: string; readonly sealed: SealedValue }> {
     const id = randomUUID();
-    const sealed = await seal(utf8(key.value), placeOf(id, DEFAULT_PROJECT_ID, key.provider, VERSION), { keyProvider: keys.kek, primitives });
+    const sealed = await seal(utf8(key.value), placeOf(id, projectId, key.provider, VERSION), { keyProvider: keys.kek, primitives });
     return { id, sealed };
   }
 
@@ -158,21 +167,26 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
     tx: SqlTransaction,
     key: NewApiKey,
     { id, sealed }: { readonly id: string; readonly sealed: SealedValue },
-    { ownerId, source }: { readonly ownerId: string; readonly source: StoredApiKey['source'] },
+    { projectId, ownerId, source }: { readonly projectId: string; readonly ownerId: string; readonly source: StoredApiKey['source'] },
   ): Promise<StoredApiKey> {
     await lockDefault(tx, key.provider);
     await tx.query(`UPDATE keyguard.stored_api_keys SET is_default = false WHERE project_id = $1 AND provider = $2 AND is_default`, [
-      DEFAULT_PROJECT_ID,
+      projectId,
       key.provider,
     ]);
     const { rows } = await tx.query<MetadataRow>(
       `INSERT INTO keyguard.stored_api_keys (id, project_id, owner_id, provider, name, last4, source, ciphertext, wrapped_dek, kek_id,
         current_version, is_default, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, true, $12)
         RETURNING ${METADATA}`,
-      [id, DEFAULT_PROJECT_ID, ownerId, key.provider, key.name, key.value.slice(-4), source, sealed.ciphertext, sealed.wrappedDek,
+      [id, projectId, ownerId, key.provider, key.name, key.value.slice(-4), source, sealed.ciphertext, sealed.wrappedDek,
         sealed.kekId, VERSION, clock.nowMs()],
     );
     return storedKey(rows[0]!);
+  }
+
+  async function demandWritable(tx: SqlTransaction, principal: Principal, projectId: string): Promise<void> {
+    const { archivedAtMs } = await projects.demandIn(tx, principal, projectId, 'api_keys:write');
+    if (archivedAtMs !== null) throw new HttpProblem('project_archived', 'This project is archived: nothing comes into it any more.');
   }
 
   /** One change of what is the default at a time. */
@@ -200,17 +214,17 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
       );
     },
 
-    async create(key, byUserId) {
-      const made = await sealNew(key);
-      const stored = await asUser(sql, byUserId, async (tx) => {
-        const row = await insert(tx, key, made, { ownerId: byUserId, source: 'api' });
+    async create(principal, projectId, key) {
+      const { userId, actor } = principal;
+      // Asked before the work of sealing, and again where it counts.
+      await asUser(sql, userId, (tx) => demandWritable(tx, principal, projectId));
+      const made = await sealNew(projectId, key);
+      const stored = await asUser(sql, userId, async (tx) => {
+        await shareProject(tx, projectId);
+        await demandWritable(tx, principal, projectId);
+        const row = await insert(tx, key, made, { projectId, ownerId: userId, source: 'api' });
         await audit.recordIn(tx, {
-          action: 'api_key.create',
-          outcome: 'success',
-          actor: `user:${byUserId}`,
-          resource: `api_key:${row.id}`,
-          provider: key.provider,
-          project_id: DEFAULT_PROJECT_ID,
+          action: 'api_key.create', outcome: 'success', actor, resource: `api_key:${row.id}`, provider: key.provider, project_id: projectId,
         });
         return row;
       });
@@ -218,39 +232,38 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
       return stored;
     },
 
-    async list({ asUserId, limit = 50, cursor = null }) {
+    async list(principal, { limit = 50, cursor = null }) {
       const start = cursor === null ? null : readCursor(cursor);
-      const { rows } = await asUser(sql, asUserId, (tx) =>
-        tx.query<MetadataRow>(
+      const { rows } = await asUser(sql, principal.userId, async (tx) => {
+        const { everywhere, projectIds } = await projects.reachIn(tx, principal, 'api_keys:read');
+        return tx.query<MetadataRow>(
           `SELECT ${METADATA} FROM keyguard.stored_api_keys
-            WHERE $1::bigint IS NULL OR (created_at_ms, id) < ($1::bigint, $2::text)
+            WHERE ($1::bigint IS NULL OR (created_at_ms, id) < ($1::bigint, $2::text)) AND ($4 OR project_id = ANY ($5::text[]))
             ORDER BY created_at_ms DESC, id DESC LIMIT $3`,
-          [start?.[0] ?? null, start?.[1] ?? null, limit + 1],
-        ),
-      );
+          [start?.[0] ?? null, start?.[1] ?? null, limit + 1, everywhere, projectIds],
+        );
+      });
       const items = rows.slice(0, limit).map(storedKey);
       const last = items.at(-1);
       return { items, nextCursor: rows.length > limit && last !== undefined ? writeCursor(last) : null };
     },
 
-    async revoke(id, byUserId) {
-      const revoked = await asUser(sql, byUserId, async (tx) => {
+    async revoke(principal, id) {
+      const { userId, actor } = principal;
+      const revoked = await asUser(sql, userId, async (tx) => {
+        const { rows: found } = await tx.query<{ project_id: string }>('SELECT project_id FROM keyguard.stored_api_keys WHERE id = $1', [id]);
+        if (found[0] === undefined) throw notFound();
+        await projects.demandIn(tx, principal, found[0].project_id, 'api_keys:write');
         const { rows } = await tx.query<MetadataRow>(
           `UPDATE keyguard.stored_api_keys SET is_active = false, is_default = false, revoked_at_ms = coalesce(revoked_at_ms, $2::bigint)
             WHERE id = $1 RETURNING ${METADATA}`,
           [id, clock.nowMs()],
         );
-        if (rows[0] === undefined) return null;
-        await audit.recordIn(tx, {
-          action: 'api_key.revoke',
-          outcome: 'success',
-          actor: `user:${byUserId}`,
-          resource: `api_key:${id}`,
-          provider: rows[0].provider,
-        });
+        if (rows[0] === undefined) throw notFound();
+        await audit.recordIn(tx, { action: 'api_key.revoke', outcome: 'success', actor, resource: `api_key:${id}`, provider: rows[0].provider });
         return storedKey(rows[0]);
       });
-      if (revoked !== null) onChanged();
+      onChanged();
       return revoked;
     },
 
@@ -258,7 +271,7 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
       const known = await asJobs(sql, (tx) => newestOfEnvironment(tx, provider));
       if (known !== null && isSame(await openRow(known), value)) return 'kept';
       const key: NewApiKey = { provider, name: 'From the environment', value };
-      const made = await sealNew(key);
+      const made = await sealNew(DEFAULT_PROJECT_ID, key);
       const isStored = await asJobs(sql, async (tx) => {
         await lockDefault(tx, provider);
         // Another replica that starts with the same environment may have been first.
@@ -268,7 +281,7 @@ export function createApiKeys({ sql, keys, audit, onChanged, clock = systemClock
             WHERE provider = $1 AND source = 'environment' AND is_active`,
           [provider, clock.nowMs()],
         );
-        const row = await insert(tx, key, made, { ownerId: SYSTEM, source: 'environment' });
+        const row = await insert(tx, key, made, { projectId: DEFAULT_PROJECT_ID, ownerId: SYSTEM, source: 'environment' });
         await audit.recordIn(tx, {
           action: 'api_key.import',
           outcome: 'success',

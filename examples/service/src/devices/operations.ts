@@ -18,11 +18,14 @@ import {
 } from '@keyguard/storage-node/postgres';
 import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
 import type { AuditLog } from '../audit/log.ts';
+import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { idParams, pageJson, pageOf, pageQuery, pageRequest } from '../http/pagination.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { shareProject } from '../projects/lock.ts';
+import type { Projects } from '../projects/store.ts';
 import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, enrollmentCode, rotationCode, rotationCodeJson, withCode } from './schema.ts';
 
 const TAG = 'Devices';
@@ -31,6 +34,7 @@ export interface DeviceOperationsOptions {
   readonly sql: SqlClient;
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
+  readonly projects: Projects;
   /** Told of every device that was changed, once that is durable and before it is acknowledged. */
   readonly onChanged: (deviceId: string) => void;
   /** Told, after that, of every device that may not call any more. */
@@ -41,10 +45,17 @@ export interface DeviceOperationsOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
   const { rowMacKey } = keys;
   const directory = postgresDeviceDirectory(sql, { rowMacKey, clock });
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
+
+  /** The project in which everybody begins is everybody's; into another come the devices of those who may put some there. */
+  async function demandOpenProject(tx: SqlTransaction, principal: Principal, projectId: string): Promise<void> {
+    await shareProject(tx, projectId);
+    const { archivedAtMs } = await projects.demandIn(tx, principal, projectId, 'devices:write');
+    if (archivedAtMs !== null) throw new HttpProblem('project_archived', 'This project is archived: nothing comes into it any more.');
+  }
 
   const createCode = operation(
     {
@@ -53,17 +64,20 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
       idempotent: true,
       body: createCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(enrollmentCode) } },
+      problems: ['not_found', 'project_archived'],
     },
-    async ({ principal: { userId, actor, isAdministrator }, body }) => {
+    async ({ principal, body }) => {
+      const { userId, actor, isAdministrator } = principal;
       // A device that nobody has to approve is approved by whoever makes its code, and only administrators approve.
       if (!isAdministrator && body.auto_approve === true) throw new HttpProblem('forbidden', 'Only an administrator makes codes for devices that need no approval.');
       const code = generateEnrollmentCode(webCryptoRandom());
       const created = await asUser(sql, userId, async (tx) => {
+        if (body.project_id !== DEFAULT_PROJECT_ID) await demandOpenProject(tx, principal, body.project_id);
         const made = await postgresEnrollmentCodes(tx, { rowMacKey, clock }).create({
           codeHash: hashEnrollmentCode(code)!,
           createdBy: userId,
           forUserId: userId,
-          projectId: DEFAULT_PROJECT_ID,
+          projectId: body.project_id,
           label: body.label ?? null,
           maxUses: body.max_uses,
           autoApprove: body.auto_approve ?? isAdministrator,
@@ -74,6 +88,7 @@ export function deviceOperations({ sql, keys, audit, onChanged, onShut, clock = 
           outcome: 'success',
           actor,
           resource: `enrollment_code:${made.id}`,
+          project_id: made.projectId,
           auto_approve: made.autoApprove,
           max_uses: made.maxUses,
         });

@@ -1,6 +1,8 @@
 import type { DeviceRecord, EnrollmentCode, RotationCode } from '@keyguard/storage-node/postgres';
 import * as z from 'zod';
+import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
 import { pageQuery, time, timeJson } from '../http/pagination.ts';
+import { projectId } from '../projects/operations.ts';
 
 // Control characters, bidirectional overrides, and what else makes a label read as something it is not: as enrollment has it.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
@@ -14,6 +16,7 @@ export const label = z
   .refine((text) => [...text].length >= 1 && [...text].length <= 64 && !UNPRINTABLE.test(text), 'must be 1 to 64 printable characters');
 
 export const createCodeBody = z.strictObject({
+  project_id: projectId.default(DEFAULT_PROJECT_ID).describe('Into which project its devices come. Left out: the one that every deployment begins with.'),
   label: label.optional(),
   /** By default what its maker may grant: administrators' devices need no approval. */
   auto_approve: z.boolean().optional(),

@@ -11,7 +11,7 @@ import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
 import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
-import type { ReachAccess } from '../roles/access.ts';
+import type { Reach, ReachAccess } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
 import { lockProject } from './lock.ts';
 
@@ -49,6 +49,8 @@ export interface Projects {
    * @throws UnavailableError for a row without its MAC
    */
   demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project>;
+  /** In which projects the caller, for whom `tx` acts, has `permission`: its own, and by roles. */
+  reachIn(tx: SqlTransaction, principal: Principal, permission: Permission): Promise<Reach>;
 }
 
 export interface ProjectsOptions {
@@ -100,11 +102,11 @@ export function createProjects({ sql, rowMacKey, access, audit, clock }: Project
 
   async function demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project> {
     const { rows } = await tx.query<ProjectRow>(`SELECT ${COLUMNS} FROM keyguard.api_key_projects WHERE id = $1`, [id]);
-    if (rows[0] === undefined) throw notFound();
+    if (rows[0] === undefined) throw unseen(id, permission);
     const project = await projectOf(rows[0]);
     const allowed = await access.permissionsOn(tx, principal, { ownerId: project.ownerId, projectId: id, shared: [] });
     if (allowed.has(permission)) return project;
-    throw allowed.has('projects:read') ? new HttpProblem('forbidden', `Here you lack the permission ${permission}.`) : notFound();
+    throw allowed.has('projects:read') ? lacking(permission) : unseen(id, permission);
   }
 
   /** The project, changed as said; whoever changes it at the same time waits. */
@@ -187,5 +189,22 @@ export function createProjects({ sql, rowMacKey, access, audit, clock }: Project
       }),
 
     demandIn,
+
+    async reachIn(tx, principal, permission) {
+      const { everywhere, projectIds } = await access.reachOf(tx, principal, permission);
+      const { rows } = await tx.query<ProjectRow>(`SELECT ${COLUMNS} FROM keyguard.api_key_projects WHERE owner_id = $1`, [principal.userId]);
+      const own = await Promise.all(rows.map(projectOf));
+      const isInScope = principal.kind === 'person' || principal.scopes.has(permission);
+      return { everywhere, projectIds: [...projectIds, ...(isInScope ? own.map(({ id }) => id) : [])] };
+    },
   };
+}
+
+function lacking(permission: Permission): HttpProblem {
+  return new HttpProblem('forbidden', `In this project you lack the permission ${permission}.`);
+}
+
+/** That there is the first project, everybody knows. */
+function unseen(id: string, permission: Permission): HttpProblem {
+  return id === DEFAULT_PROJECT_ID ? lacking(permission) : notFound();
 }

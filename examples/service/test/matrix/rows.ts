@@ -106,7 +106,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
 
   createApiKey: { call: () => ({ body: { provider: 'openai', value: 'sk-of-nobody-in-particular' } }), answers: administrators(201) },
   listApiKeys: { answers: signedIn(200) },
-  revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+  revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: signedIn(404) },
 
   createSecret: { call: (world, who) => ({ body: { name: world.name('new-secret', [who]), value: 'a value' } }), answers: signedIn(201) },
   listSecrets: { call: async (world) => { await newSecret(world); return {}; }, answers: signedIn(200) },

@@ -211,12 +211,15 @@ describe.each(backends())('people and roles on %s', (_title, open) => {
       }
       const all = [service.admin, second, ...made];
       const tries = await Promise.all(
-        Array.from({ length: 100 }, (_, i) => call('DELETE', `/api/users/${all[i % all.length]!.userId}/administrator`, { token: all[(i * 7 + 1) % all.length]!.token })),
+        // Each gives it up itself: all at once, nobody would be left.
+        Array.from({ length: 100 }, (_, i) => all[i % all.length]!).map(({ userId, token }) => call('DELETE', `/api/users/${userId}/administrator`, { token })),
       );
       expect(tries.every(({ status }) => [200, 403, 409, 503].includes(status))).toBe(true);
       const { rows } = await service.asSuperuser<{ user_id: string }>('SELECT user_id FROM keyguard.administrators');
-      expect(rows).toHaveLength(1);
+      expect(rows.length).toBeGreaterThanOrEqual(1);
+      expect(tries.filter(({ status }) => status === 200)).toHaveLength(all.length - rows.length);
       const left = all.find(({ userId }) => userId === rows[0]!.user_id)!;
+      for (const { user_id: id } of rows.slice(1)) await call('DELETE', `/api/users/${id}/administrator`, { token: left.token });
       const last = await call('DELETE', `/api/users/${left.userId}/administrator`, { token: left.token });
       expect([last.status, last.json.code]).toEqual([409, 'last_administrator']);
       // A forged second one is nobody to rely on.
