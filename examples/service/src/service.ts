@@ -96,6 +96,8 @@ import { serviceAccountOperations } from './service-accounts/operations.ts';
 import { createServiceAccounts } from './service-accounts/store.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
+import { usageOperations } from './usage/operations.ts';
+import { usageProjection } from './usage/projection.ts';
 import { settingsOperations } from './settings/operations.ts';
 
 const MEBIBYTE = 1024 * 1024;
@@ -103,6 +105,7 @@ const DRAIN_MS = 28_000;
 const STOP_MS = 30_000;
 const PURGE_EVERY_MS = 60_000;
 const CHECKPOINTS_EVERY_MS = 1000;
+const USAGE_EVERY_MS = 1000;
 const MAC_KEYS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
@@ -390,6 +393,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
     ...projectOperations({ sql, projects, assignments }),
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
+    ...usageOperations(sql),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept, macRotation }),
     ...secretOperations({ sql, store: secrets }),
     ...shareOperations({
@@ -442,6 +446,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
   const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
+  const usage = usageProjection(sql, { deploymentId: keys.deploymentId, rowMacKey: keys.rowMacKey });
+  timers.push(every(USAGE_EVERY_MS, () => usage.tick()));
   timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);

@@ -30,7 +30,7 @@ export function providerKeys({ apiKeys, upstreams, demo }: ProviderKeysOptions):
   async function load(projectId: string, provider: string): Promise<ProviderKey | null> {
     const upstream = upstreams.get(provider);
     const apiKey = upstream === undefined ? null : await apiKeys().openDefault(projectId, provider);
-    if (upstream !== undefined && apiKey !== null) return { upstream, apiKey };
+    if (upstream !== undefined && apiKey !== null) return { upstream, apiKeyId: apiKey.id, apiKey: apiKey.value };
     // A key that was revoked is not replaced by a demonstration: only where there never was one.
     return demo !== null && demo.provider === provider && !(await apiKeys().hasAny(provider)) ? demo.key : null;
   }

@@ -66,7 +66,7 @@ export interface ApiKeys {
    */
   importFromEnvironment(provider: string, value: string): Promise<'kept' | 'stored'>;
   /** The key that devices of this project use, opened; `null` where there is none. */
-  openDefault(projectId: string, provider: string): Promise<string | null>;
+  openDefault(projectId: string, provider: string): Promise<{ readonly id: string; /** Secret. */ readonly value: string } | null>;
   /** Whether a key of this provider was ever stored, in whatever state it is now. */
   hasAny(provider: string): Promise<boolean>;
 }
@@ -303,7 +303,7 @@ export function createApiKeys({ sql, keys, audit, projects, onChanged, clock = s
           [projectId, provider],
         ),
       );
-      return rows[0] === undefined ? null : openRow(rows[0]);
+      return rows[0] === undefined ? null : { id: rows[0].id, value: await openRow(rows[0]) };
     },
 
     async hasAny(provider) {

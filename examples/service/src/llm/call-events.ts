@@ -17,6 +17,10 @@ export interface Call {
   readonly callId: string;
   readonly device: Device;
   readonly provider: string;
+  /** Which stored key it uses; `null` before that is known, and for the built-in demonstration. */
+  readonly apiKeyId: string | null;
+  /** Of the body. */
+  readonly requestBytes: number;
   readonly method: string;
   /** The signed path. The query is left out: it is the caller's content. */
   readonly path: string;
@@ -36,7 +40,7 @@ function tokensOf({ inputTokens, outputTokens }: Usage): { readonly input_tokens
 
 /** The audit entry of an event: `llm.call`, `llm.call_refused` or `llm.call_ended`. */
 export function callAuditEntry(event: CallEvent): AuditEntry {
-  const { callId, device, provider, method, path } = event;
+  const { callId, device, provider, apiKeyId, requestBytes, method, path } = event;
   const common = {
     actor: `device:${device.deviceId}`,
     owner_id: device.ownerId,
@@ -44,6 +48,7 @@ export function callAuditEntry(event: CallEvent): AuditEntry {
     key_id: device.keyId,
     call_id: callId,
     provider,
+    ...(apiKeyId !== null && { api_key_id: apiKeyId }),
     method,
     path: path.slice(0, MAX_PATH_CHARACTERS),
   };
@@ -60,6 +65,7 @@ export function callAuditEntry(event: CallEvent): AuditEntry {
         ...common,
         status,
         code: outcome,
+        request_bytes: requestBytes,
         response_bytes: responseBytes,
         duration_ms: durationMs,
         // As the provider reported them; left out where it did not.

@@ -13,6 +13,7 @@ import { trustedUpstream, type TrustedUpstream } from './provider.ts';
 export const DEMO_MODEL = 'keyguard-demo';
 
 export interface DemoUpstream {
+  readonly apiKeyId: null;
   readonly upstream: TrustedUpstream;
   /** Demanded of every request; made at random at each start. */
   readonly apiKey: string;
@@ -42,6 +43,7 @@ export async function startDemoUpstream({ paceMs = 30 }: DemoUpstreamOptions = {
   return {
     upstream: trustedUpstream(`http://127.0.0.1:${port}/v1`, openai),
     apiKey,
+    apiKeyId: null,
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());

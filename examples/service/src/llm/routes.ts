@@ -19,6 +19,8 @@ import { dialectOf, findRoute, type ProviderRoute } from './providers.ts';
 
 /** A provider key, and the one place where it may be sent. */
 export interface ProviderKey {
+  /** `null` for the built-in demonstration. */
+  readonly apiKeyId: string | null;
   readonly upstream: TrustedUpstream;
   readonly apiKey: string;
 }
@@ -117,7 +119,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     const { verified, route, request, response } = exchange;
     const { provider } = route;
     const { device, method, path } = verified;
-    const call: Call = { callId: randomUUID(), device, provider: provider.name, method, path, startedAtMs: clock.nowMs() };
+    let call: Call = { callId: randomUUID(), device, provider: provider.name, apiKeyId: null, requestBytes: verified.body.length, method, path, startedAtMs: clock.nowMs() };
     let cutBy: FailureCode | null = null;
     control.end = (code) => {
       cutBy = code;
@@ -134,6 +136,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
     if (response.destroyed) return;
     if (key === null) return refuse('provider_key_missing', howToGetAKey(provider));
+    call = { ...call, apiKeyId: key.apiKeyId };
 
     await append({ ...call, type: 'started' });
     const recordEnd = async (ending: CallEnding): Promise<void> => {

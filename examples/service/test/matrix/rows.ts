@@ -137,6 +137,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
   // What opens for whoever has the link is in shares-links.test.ts; nobody has this one.
   openSecretLink: { call: () => ({ params: { token: `kgl_${'A'.repeat(43)}` }, body: {} }), answers: all(404) },
 
+  getUsage: { answers: signedIn(200) },
   listAuditEntries: { answers: signedIn(200) },
   getAuditTimeline: { call: ({ people }) => ({ query: `?user=${people.owner.userId}` }), answers: signedIn(200) },
   listAuditMacKeys: { answers: administrators(200) },
