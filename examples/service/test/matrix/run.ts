@@ -22,8 +22,8 @@ interface Exchange {
 async function operationsOf({ stage }: World): Promise<ReadonlyMap<string, Operation>> {
   const { json } = await stage.call('GET', '/api/openapi.json');
   const found = new Map<string, Operation>();
-  for (const [path, methods] of Object.entries(json.paths as Record<string, Record<string, { operationId: string }>>)) {
-    for (const [method, { operationId }] of Object.entries(methods)) found.set(operationId, { method: method.toUpperCase(), path });
+  for (const [path, methods] of Object.entries(json.paths as Record<string, Record<string, { operationId: string; 'x-plane'?: string }>>)) {
+    for (const [method, { operationId, 'x-plane': plane }] of Object.entries(methods)) if (plane === undefined) found.set(operationId, { method: method.toUpperCase(), path });
   }
   return found;
 }
