@@ -37,8 +37,14 @@ const keyRotation = z.strictObject({
 
 const readiness = z.object({ status: z.enum(['ready', 'not ready']), checks: z.record(z.string(), z.string()) });
 
+const headers = z.object({
+  'x-request-id': z.string().describe('The id of the request, as in the log of the service and in the audit log.'),
+  'retry-after': z.string().describe('Seconds.').optional(),
+});
+
 const json = (description: string, schema: z.ZodType): ZodOpenApiResponsesObject[`${1 | 2 | 3 | 4 | 5}${string}`] => ({
   description,
+  headers,
   content: { 'application/json': { schema } },
 });
 
@@ -49,10 +55,12 @@ interface SignedRoute {
   readonly body?: z.ZodType;
   readonly answers: ZodOpenApiResponsesObject;
   readonly isSigned?: false;
+  /** Everything else is answered in the dialect of a provider, or by one. */
+  readonly isProxied?: true;
 }
 
-function deviceRoute({ operationId, summary, description, body, answers, isSigned }: SignedRoute, problem: z.ZodType): ZodOpenApiOperationObject {
-  const refusal = (codes: string): object => ({ description: codes, content: { 'application/problem+json': { schema: problem } } });
+function deviceRoute({ operationId, summary, description, body, answers, isSigned, isProxied }: SignedRoute, problem: z.ZodType): ZodOpenApiOperationObject {
+  const refusal = (codes: string): object => ({ description: codes, headers, content: { 'application/problem+json': { schema: problem } } });
   const refusals: ZodOpenApiResponsesObject = {
     400: refusal('malformed_request, unsupported_version, unsupported_header'),
     401: refusal('signature_invalid, timestamp_out_of_window, challenge_required, replay_detected'),
@@ -70,10 +78,10 @@ function deviceRoute({ operationId, summary, description, body, answers, isSigne
     summary,
     ...(description !== undefined && { description }),
     ...(body !== undefined && { requestBody: { required: true, content: { 'application/json': { schema: body } } } }),
-    responses: { ...answers, ...(isSigned !== false && refusals) },
+    responses: { ...answers, ...(isProxied === true ? { default: json('What the provider answered, or a refusal of this service in its dialect', z.looseObject({})) } : isSigned !== false && refusals) },
     security: isSigned === false ? [] : [{ signature: [] }],
     // Others than operations of the control plane: they take no session.
-    'x-plane': 'device',
+    'x-plane': isProxied === true ? 'proxy' : 'device',
   };
 }
 
@@ -117,6 +125,7 @@ export function signedRoutePaths(problem: z.ZodType): ZodOpenApiPathsObject {
           'As the provider’s own API, below `/proxy/{provider}`: body, answer and errors are in its dialect, and streams are passed on as they come. This path stands for all of them.',
         body: chat,
         answers: { 200: json('What the provider answered', z.looseObject({})) },
+        isProxied: true,
       }),
     },
     '/healthz': {
