@@ -33,7 +33,7 @@ const problem = z
 
 const requestId = z.string().describe('The id of the request, as in the log of the service and in the audit log.');
 const retryAfter = z.string().describe('Seconds.').optional();
-const etag = z.string().describe('The state that was shown: send it as If-Match with a change.').optional();
+const etag = z.string().describe('Where what is shown has states, the one that it is in: send it as If-Match with a change.').optional();
 
 /** Which refusals an operation may give, beside those that it names. */
 function refusalsOf({ access, answers, problems = [], method, params, body, idempotent, setsCookies, stepUp, beforeSecondFactor }: Operation): readonly Refusal[] {
@@ -52,12 +52,7 @@ function refusalsOf({ access, answers, problems = [], method, params, body, idem
   ];
 }
 
-/** Whether what an operation is about has states that are named by ETags. */
-function hasStates(one: Operation, all: readonly Operation[]): boolean {
-  return all.some(({ path, problems = [] }) => path === one.path && problems.includes('precondition_failed')) || one.problems?.includes('precondition_failed') === true;
-}
-
-function responsesOf(one: Operation, all: readonly Operation[]): ZodOpenApiResponsesObject {
+function responsesOf(one: Operation): ZodOpenApiResponsesObject {
   const responses: Record<string, ZodOpenApiResponsesObject[`${1 | 2 | 3 | 4 | 5}${string}`]> = {};
   for (const [status, { description, json, types = [], headers }] of Object.entries(one.answers)) {
     const content = {
@@ -68,7 +63,8 @@ function responsesOf(one: Operation, all: readonly Operation[]): ZodOpenApiRespo
       description,
       headers: z.object({
         'x-request-id': requestId,
-        ...(hasStates(one, all) && { etag }),
+        etag,
+        ...(types.length > 0 && { 'content-disposition': z.string().optional() }),
         ...(one.idempotent === true && { 'idempotency-replayed': z.literal('true').optional().describe('This was answered before, to the same Idempotency-Key.') }),
         ...headers?.shape,
       }),
@@ -131,7 +127,7 @@ function describeAccess({ access }: Operation): string {
   }
 }
 
-function operationObject(one: Operation, all: readonly Operation[]): ZodOpenApiOperationObject {
+function operationObject(one: Operation): ZodOpenApiOperationObject {
   const { id, tag, summary, description, params, query, body, access } = one;
   const headers = headerParameters(one);
   return {
@@ -141,7 +137,7 @@ function operationObject(one: Operation, all: readonly Operation[]): ZodOpenApiO
     description: [description, describeAccess(one)].filter((text) => text !== undefined).join('\n\n'),
     requestParams: { ...(params !== undefined && { path: params }), ...(query !== undefined && { query: queryParameters(query) }), ...(headers !== null && { header: headers }) },
     ...(body !== undefined && { requestBody: { required: true, content: { 'application/json': { schema: body } } } }),
-    responses: responsesOf(one, all),
+    responses: responsesOf(one),
     security: access === 'public' ? [] : [{ bearer: [] }, { cookie: [] }],
   };
 }
@@ -155,7 +151,7 @@ export interface DocumentOptions {
 /** OpenAPI 3.1. */
 export function openApiDocument(operations: readonly Operation[], { origin, version }: DocumentOptions): object {
   const paths: Record<string, Record<string, ZodOpenApiOperationObject>> = {};
-  for (const one of operations) (paths[one.path] ??= {})[one.method] = operationObject(one, operations);
+  for (const one of operations) (paths[one.path] ??= {})[one.method] = operationObject(one);
   return createDocument({
     openapi: '3.1.0',
     info: {

@@ -72,7 +72,7 @@ describe('the document', () => {
 
   it('has nothing of this machine, and no secret, in it', () => {
     const text = JSON.stringify(document);
-    expect(text).not.toMatch(/node_modules|\/tmp\/|\/home\/|file:/);
+    expect(text).not.toMatch(/node_modules|\/tmp\/|\/home\/|file:\/\//);
     expect(document['servers']).toEqual([{ url: stage.origin }]);
   });
 
@@ -111,6 +111,10 @@ const UNKEYED: ReadonlySet<string> = new Set([
   'POST /api/setup',
   // A factor in the making takes the place of the one before.
   'POST /api/auth/second-factor',
+  // One rotation runs at a time, and asking again begins none beside it.
+  'POST /api/operations/kek-rotations',
+  // Signs what is there: asked twice, it says the same of the same log.
+  'POST /api/audit/checkpoint',
   // Signed by devices: a nonce is accepted once, and a key is enrolled once.
   'POST /api/keyguard/enroll',
   'POST /api/keyguard/rotate',
