@@ -48,6 +48,17 @@ export interface Config {
   readonly notices: readonly string[];
 }
 
+/** What of it is secret, for whoever must keep it out of what is written. */
+export function secretsOf({ rootKey, administrator, providers, database, redisUrl }: Config): readonly string[] {
+  const urls = [...(database.kind === 'postgres' ? [database.url, database.ownerUrl] : []), redisUrl].filter((url) => url !== null);
+  const inUrls = urls.flatMap((url) => {
+    const { password } = new URL(url);
+    return [password, decodeURIComponent(password)];
+  });
+  const own = [rootKey.kind === 'passphrase' ? rootKey.passphrase : null, administrator?.password ?? null, ...[...providers.values()].map(({ apiKey: key }) => key)];
+  return [...new Set([...own, ...inUrls])].filter((secret) => secret !== null && secret !== '') as string[];
+}
+
 /** One line per fault. */
 export class ConfigError extends Error {
   override readonly name = 'ConfigError';

@@ -5,7 +5,7 @@
  */
 import { enableCompileCache } from 'node:module';
 import { join } from 'node:path';
-import { ConfigError, readConfig, withDotEnv } from './config.ts';
+import { ConfigError, readConfig, secretsOf, withDotEnv } from './config.ts';
 import { claimFolder } from './db/folder-lock.ts';
 
 const SAME_SIGNAL_MS = 1000;
@@ -35,7 +35,7 @@ async function main(): Promise<void> {
   // In our own folder: whoever can write a compile cache decides what runs.
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
-  const log = createLog(config.logLevel);
+  const log = createLog(config.logLevel, { secrets: secretsOf(config) });
   const starting = startService({ config, log, say });
   let stoppingSinceMs: number | null = null;
   let isStarting = true;

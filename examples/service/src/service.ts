@@ -208,6 +208,15 @@ async function openDatabase(config: Config, log: Logger): Promise<Database> {
   }
 }
 
+/** `path` as it may be written down: what opens something by being known stands there by its name. */
+function shownPath(pattern: string, path: string): string {
+  const parts = path.split('/');
+  return pattern
+    .split('/')
+    .map((part, i) => (part === '{token}' || part === '{code}' ? part : (parts[i] ?? '')))
+    .join('/');
+}
+
 /** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
 export function sealedTables(deploymentId: string): readonly SealedTable[] {
   return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId), sealedSecondFactors(deploymentId)];
@@ -434,7 +443,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       origins,
       // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
       onRefused: ({ operation, principal, problem, path }) =>
-        recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path }),
+        recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path: shownPath(operation.path, path) }),
     }),
     onSeen: (deviceId, ip) => seen.note(deviceId, ip),
     onFault,
