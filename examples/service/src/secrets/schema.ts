@@ -2,11 +2,11 @@
 import * as z from 'zod';
 import { pageQuery, time, timeJson } from '../http/pagination.ts';
 import { HttpProblem } from '../http/problems.ts';
-import { PERMISSION_NAMES } from '../roles/permissions.ts';
 import type { ImportedVariable, ImportReport } from './env-files.ts';
 import { generator, type Generated } from './generate.ts';
 import type { SecretVersion } from './listing.ts';
 import type { HeldSecret } from './rows.ts';
+import { SHAREABLE } from './shares.ts';
 import type { Revealed } from './store.ts';
 import { MAX_VALUE_BYTES, SECRET_TYPES } from './types.ts';
 
@@ -103,7 +103,7 @@ export function expiryIn(
   return atMs;
 }
 
-const permissions = PERMISSION_NAMES.filter((one) => one.startsWith('secrets:')) as ['secrets:read'];
+const permissions = SHAREABLE;
 
 const secretMembers = {
   id: z.uuid(),

@@ -1,5 +1,7 @@
 /** What secrets promise, against the database itself: every swap in it is noticed, racing changes lose nothing, and nothing is released or kept that is not on record. */
 import { randomUUID } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { AuditEntry } from '@keyguard/core/seams';
 import { UnavailableError } from '@keyguard/core/errors';
@@ -293,6 +295,26 @@ describe.each(backends())('secrets on %s', () => {
     const tombstone = await edit('SELECT name FROM keyguard.enterprise_secrets WHERE id = $1 AND deleted_at_ms IS NOT NULL', [secret.id]);
     expect(tombstone).toEqual([{ name: secret.name }]);
     expect(await actions(secret.id)).toEqual(['secret.create', 'secret.add_version', 'secret.destroy_version', 'secret.delete']);
+  });
+
+  it('leaves nothing of a value in the files of the database once they are rewritten, and never a readable one', async () => {
+    const value = `canary-${randomUUID()}`;
+    const { secret } = await create(value);
+    await store.addVersion(ann, secret.id, change(`${value}-2`));
+    const [{ data_directory: reported }] = (await edit('SHOW data_directory')) as [{ data_directory: string }];
+    const root = existsSync(join(stage.directory, 'base')) ? stage.directory : reported;
+    const sealed = (await edit('SELECT ciphertext, wrapped_dek FROM keyguard.secret_versions WHERE subject_id = $1', [secret.id])) as Record<string, Uint8Array>[];
+    const parts = sealed.flatMap((row) => Object.values(row)).map((bytes) => Buffer.from(bytes));
+    const filesOf = (directory: string): string[] => readdirSync(directory, { recursive: true, withFileTypes: true }).filter((one) => one.isFile()).map((one) => join(one.parentPath, one.name));
+    const found = (needles: readonly Buffer[], directory: string): number => filesOf(directory).map((file) => readFileSync(file)).reduce((sum, content) => sum + needles.filter((needle) => content.includes(needle)).length, 0);
+    await edit('CHECKPOINT');
+    // So that the search is known to find what is there.
+    expect(found(parts, join(root, 'base'))).toBeGreaterThanOrEqual(parts.length);
+    await store.destroy(ann, secret.id, null);
+    await edit('VACUUM FULL keyguard.secret_versions');
+    await edit('CHECKPOINT');
+    expect(found(parts, join(root, 'base'))).toBe(0);
+    expect(found([Buffer.from(value), Buffer.from(Buffer.from(value).toString('base64').slice(0, -4))], root)).toBe(0);
   });
 
   describe('with an audit log that fails', () => {
