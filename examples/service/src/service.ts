@@ -36,6 +36,7 @@ import { createCheckpoints } from './audit/checkpoints.ts';
 import { keptCheckpoints } from './audit/kept.ts';
 import { auditLog, refusalEntry } from './audit/log.ts';
 import { refusalSampler } from './audit/refusal-sampling.ts';
+import { strangers } from './audit/strangers.ts';
 import { createMacRotation } from './audit/mac-rotation.ts';
 import { auditOperations } from './audit/operations.ts';
 import { assertNotRolledBack } from './audit/rollback.ts';
@@ -64,6 +65,7 @@ import { healthRoutes } from './http/health.ts';
 import { createIdempotency, sealedReplies } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
 import { openApiOperations } from './http/openapi.ts';
+import { currentRequest } from './http/request-context.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
 import { problemType } from './http/problems.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
@@ -312,7 +314,9 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     const { refusals_per_minute: perMinute, refusals_then_one_in: thenOneIn } = settings.current().audit;
     return { perMinute, thenOneIn };
   });
+  const unknown = strangers({ record: (entry) => audit.recordAsIs(entry) });
   const recordRefusal = async (kind: string, entry: AuditEntry): Promise<void> => {
+    if (entry.actor === 'unknown' && !unknown.admit(kind, entry, currentRequest()?.ip ?? null)) return;
     const written = sampled(kind, entry);
     if (written !== null) await audit.record(written);
   };
@@ -457,7 +461,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
   const usage = usageProjection(sql, { deploymentId: keys.deploymentId, rowMacKey: keys.rowMacKey });
   timers.push(every(USAGE_EVERY_MS, () => usage.tick()));
-  timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()));
+  timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()), every(FLUSH_EVERY_MS, () => unknown.flush()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
   for (const notice of config.notices) say(notice);
@@ -496,6 +500,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       await demo?.close();
       await seen.flush().catch(onFault);
       await kekRotation.stop();
+      await unknown.flush(true).catch(onFault);
       await checkpoints.sign().catch(onFault);
       watch.stop();
       settings.stop();

@@ -93,7 +93,7 @@ describe.each(backends())('the audit log on %s', (_title, open) => {
     }
     for (const name of ['alice', 'bob', 'alice']) {
       const made = await send('POST', '/api/enrollment-codes', { token: tokens[name]!, body: { label: '=cmd|calc' } });
-      expect(made.status).toBe(201);
+      if (made.status !== 201) throw new Error(made.text);
       await get(name, `/api/devices/${randomUUID()}`);
       await send('POST', `/api/enrollment-codes/${made.json.id}/revoke`, { token: tokens[name]! });
     }
@@ -143,13 +143,13 @@ describe.each(backends())('the audit log on %s', (_title, open) => {
     ];
     const read = async (who: string, subject: string, limit: number): Promise<{ entries: Entry[]; names: object }> => {
       const entries: Entry[] = [];
-      let names = {};
+      const names = {};
       let cursor: string | null = null;
       do {
         const page: CallAnswer = await get(who, `/api/audit/timeline?${subject}&limit=${limit}${cursor === null ? '' : `&cursor=${cursor}`}`);
         expect(page.status, page.text).toBe(200);
         entries.push(...page.json.data);
-        names = { ...names, ...page.json.names };
+        Object.assign(names, page.json.names);
         cursor = page.json.next_cursor;
       } while (cursor !== null);
       return { entries, names };

@@ -1,0 +1,63 @@
+import { expect, it } from 'vitest';
+import type { AuditEntry } from '@keyguard/core/seams';
+import { strangers, type Strangers } from '../../src/audit/strangers.ts';
+
+const ENTRY: AuditEntry = { action: 'request.refused', outcome: 'refused', actor: 'unknown', code: 'signature_invalid' };
+
+function given(): { readonly bound: Strangers; readonly written: AuditEntry[]; readonly clock: { now: number }; fails: boolean } {
+  const clock = { now: 60_000 };
+  const written: AuditEntry[] = [];
+  const all = {
+    clock,
+    written,
+    fails: false,
+    bound: strangers({
+      clock: { nowMs: () => clock.now },
+      perMinutePerKind: 5, perMinute: 50, summaries: 3,
+      record: async (entry) => {
+        if (all.fails) throw new Error('down');
+        written.push(entry);
+      },
+    }),
+  };
+  return all;
+}
+const admitted = (bound: Strangers, address: string, times: number, code = 'signature_invalid'): number =>
+  Array.from({ length: times }, () => bound.admit(`${code} ${address}`, { ...ENTRY, code }, address)).filter(Boolean).length;
+
+it('a flood from one address is written a few times a minute, and the rest counted', async () => {
+  const { bound, written, clock } = given();
+  expect(admitted(bound, '192.0.2.1', 1000)).toBe(5);
+  expect(admitted(bound, '192.0.2.1', 3, 'replay_detected')).toBe(3);
+  await bound.flush();
+  expect(written).toEqual([]);
+  clock.now += 60_000;
+  await bound.flush();
+  expect(written).toEqual([{ action: 'request.refused_more', outcome: 'refused', actor: 'unknown', code: 'signature_invalid', ip: '192.0.2.1', stands_for: 995, minute: '1970-01-01T00:01:00.000Z' }]);
+  expect(admitted(bound, '192.0.2.1', 1)).toBe(1);
+});
+
+it('a flood from ever new addresses makes the log no longer than one, fills no memory, and none is left out of the count', async () => {
+  const { bound, written, clock } = given();
+  let whole = 0;
+  for (let i = 0; i < 20_000; i += 1) whole += admitted(bound, `2001:db8::${i}`, 1);
+  expect(whole).toBe(50);
+  clock.now += 60_000;
+  await bound.flush();
+  expect(written.length).toBe(4);
+  expect(written.reduce((sum, entry) => sum + Number(entry['stands_for']), whole)).toBe(20_000);
+  // The last one is for all whose addresses are not told.
+  expect(written.at(-1)).not.toHaveProperty('ip');
+});
+
+it('what could not be written is written later, and what was counted last at the end', async () => {
+  const all = given();
+  admitted(all.bound, 'a', 10);
+  all.clock.now += 60_000;
+  all.fails = true;
+  await expect(all.bound.flush()).rejects.toThrow('down');
+  all.fails = false;
+  admitted(all.bound, 'b', 7);
+  await all.bound.flush(true);
+  expect(all.written.map(({ ip, stands_for: count }) => [ip, count])).toEqual([['a', 5], ['b', 2]]);
+});
