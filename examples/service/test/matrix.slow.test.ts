@@ -2,3 +2,4 @@
 import { describeMatrix } from './matrix/run.ts';
 
 describeMatrix('without row-level security');
+describeMatrix('without the application’s check');

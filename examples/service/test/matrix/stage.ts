@@ -7,6 +7,7 @@ import { hashPassword } from 'better-auth/crypto';
 import { pino } from 'pino';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
+import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { startService, type Service } from '../../src/service.ts';
 import { caller, folder, remove, type CallAnswer, type CallOptions } from '../stage.ts';
 
@@ -36,12 +37,14 @@ export interface Person {
   readonly token: string;
 }
 
+const EVERYTHING: ReadonlySet<Permission> = new Set(PERMISSION_NAMES);
 const PASSWORD = 'a long and quiet password';
 
 export async function startInProcess(): Promise<Stage> {
   const directory = await folder();
   const said: string[] = [];
   let sql: SqlClient | undefined;
+  let isChecked = true;
   const service: Service = await startService({
     config: readConfig({ PORT: '0', KEYGUARD_DATA_DIR: directory, KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1' }, directory),
     log: pino({ level: 'silent' }),
@@ -51,6 +54,10 @@ export async function startInProcess(): Promise<Stage> {
         sql = opened.sql;
         return opened;
       },
+      access: (decides) => ({
+        permissionsOn: async (...asked) => (isChecked ? decides.permissionsOn(...asked) : EVERYTHING),
+        reachOf: async (...asked) => (isChecked ? decides.reachOf(...asked) : { everywhere: true, projectIds: [] }),
+      }),
     },
   });
   const origin = /KeyGuard is at (\S+),/.exec(said.join('\n'))![1]!;
@@ -62,6 +69,7 @@ export async function startInProcess(): Promise<Stage> {
     call,
     setupCode: /setup code:\s+(\S+)/.exec(said.join('\n'))![1]!,
     async take(mode) {
+      isChecked = mode !== 'without the application’s check';
       await sql!.query(`ALTER ROLE kg_app ${mode === 'without row-level security' ? 'BYPASSRLS' : 'NOBYPASSRLS'}`);
     },
     async newPerson(name) {
