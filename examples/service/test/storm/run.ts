@@ -1,6 +1,6 @@
 /**
- * What a storm of sign-ins costs those who call a provider meanwhile: the service is a child process, the storm comes from another
- * one, and each round compares calls just before a storm with calls in it.
+ * What a storm costs those who call a provider meanwhile: the service is a child process, the storm comes from another one, and each
+ * round compares calls just before a storm with calls in it.
  */
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
@@ -11,12 +11,16 @@ import { memoryKeyStore } from '@keyguard/core/memory';
 import { caller, startService, startUpstream, type Backend } from '../stage.ts';
 
 const ADMIN = { email: 'admin@example.com', password: 'a long and quiet password' };
-const SIGN_INS = fileURLToPath(new URL('sign-ins.ts', import.meta.url));
-const CALL_EVERY_MS = 10;
+const CALL_EVERY_MS = 20;
+// More of them would be a storm of their own where the machine is busy.
+const MAX_CALLS_AT_ONCE = 8;
 const QUIET_MS = 2000;
 
 export interface StormOptions {
-  readonly signIns: number;
+  /** The program that makes the storm: told by a line, it answers with a line when it is over. */
+  readonly program: string;
+  /** What it is told, beside where the service is and who may sign in. */
+  readonly order: Readonly<Record<string, unknown>>;
   readonly rounds: number;
   /** Whether to leave out a first storm, in which everything is compiled. */
   readonly isWarm: boolean;
@@ -31,8 +35,8 @@ export interface Latencies {
 export interface StormResult {
   /** Of each round. */
   readonly rounds: readonly { readonly quiet: Latencies; readonly storm: Latencies; readonly tookMs: number }[];
-  /** What the sign-ins were answered, in all rounds. */
-  readonly signIns: Readonly<Record<string, number>>;
+  /** What the program said of each. */
+  readonly said: readonly Readonly<Record<string, Record<string, number>>>[];
   /** What the calls were answered. */
   readonly calls: readonly number[];
 }
@@ -43,7 +47,7 @@ function latenciesOf(took: readonly number[]): Latencies {
   return { count: sorted.length, p50Ms: at(0.5), p99Ms: at(0.99) };
 }
 
-export async function measureStorm(backend: Backend, { signIns, rounds, isWarm }: StormOptions): Promise<StormResult> {
+export async function measureStorm(backend: Backend, { program, order, rounds, isWarm }: StormOptions): Promise<StormResult> {
   const deployment = await backend.deploy();
   const upstream = await startUpstream();
   const service = await startService(deployment.folder, {
@@ -56,12 +60,12 @@ export async function measureStorm(backend: Backend, { signIns, rounds, isWarm }
     TRUST_PROXY: '1',
 
   });
-  const stormer = spawn(process.execPath, [SIGN_INS], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const stormer = spawn(process.execPath, [fileURLToPath(new URL(program, import.meta.url))], { stdio: ['pipe', 'pipe', 'inherit'] });
   try {
     const answers = createInterface({ input: stormer.stdout })[Symbol.asyncIterator]();
-    const storm = async (): Promise<{ tookMs: number; counts: Record<string, number> }> => {
-      stormer.stdin.write(`${JSON.stringify({ origin: service.origin, count: signIns, ...ADMIN })}\n`);
-      return JSON.parse((await answers.next()).value as string) as { tookMs: number; counts: Record<string, number> };
+    const storm = async (): Promise<Record<string, Record<string, number>>> => {
+      stormer.stdin.write(`${JSON.stringify({ origin: service.origin, ...ADMIN, ...order })}\n`);
+      return JSON.parse((await answers.next()).value as string) as Record<string, Record<string, number>>;
     };
     const call = caller(() => service.origin);
     const signedIn = await call('POST', '/api/auth/sign-in/email', { body: ADMIN });
@@ -86,8 +90,12 @@ export async function measureStorm(backend: Backend, { signIns, rounds, isWarm }
       const state = { isOver: false };
       const ending = over.finally(() => (state.isOver = true));
       const asked: Promise<number>[] = [];
+      let running = 0;
       while (!state.isOver) {
-        asked.push(ask());
+        if (running < MAX_CALLS_AT_ONCE) {
+          running += 1;
+          asked.push(ask().finally(() => (running -= 1)));
+        }
         await pause(CALL_EVERY_MS);
       }
       return { latencies: latenciesOf(await Promise.all(asked)), outcome: await ending };
@@ -96,15 +104,16 @@ export async function measureStorm(backend: Backend, { signIns, rounds, isWarm }
     await callUntil(pause(1000));
     if (isWarm) await callUntil(storm());
     const results: { quiet: Latencies; storm: Latencies; tookMs: number }[] = [];
-    const counts: Record<string, number> = {};
+    const said: Record<string, Record<string, number>>[] = [];
     for (let round = 0; round < rounds; round += 1) {
       const quiet = await callUntil(pause(QUIET_MS));
+      const beganMs = performance.now();
       const stormy = await callUntil(storm());
-      for (const [status, count] of Object.entries(stormy.outcome.counts)) counts[status] = (counts[status] ?? 0) + count;
-      results.push({ quiet: quiet.latencies, storm: stormy.latencies, tookMs: stormy.outcome.tookMs });
+      said.push(stormy.outcome);
+      results.push({ quiet: quiet.latencies, storm: stormy.latencies, tookMs: Math.round(performance.now() - beganMs) });
       await pause(200);
     }
-    return { rounds: results, signIns: counts, calls: [...statuses] };
+    return { rounds: results, said, calls: [...statuses] };
   } finally {
     stormer.kill();
     await service.stop('SIGKILL');
@@ -117,11 +126,11 @@ export function median(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!;
 }
 
-export function describeStorm({ rounds, signIns, calls }: StormResult): string {
+export function describeStorm({ rounds, said, calls }: StormResult): string {
   const lines = rounds.map(
     ({ quiet, storm, tookMs }) =>
       `  quiet p50 ${quiet.p50Ms.toFixed(1)} p99 ${quiet.p99Ms.toFixed(1)} (${quiet.count})  storm of ${tookMs} ms p50 ${storm.p50Ms.toFixed(1)} p99 ${storm.p99Ms.toFixed(1)} (${storm.count})`,
   );
   const added = (pick: (one: Latencies) => number): string => median(rounds.map(({ quiet, storm }) => pick(storm) - pick(quiet))).toFixed(1);
-  return [...lines, `  added, median of rounds: p50 ${added(({ p50Ms }) => p50Ms)} ms, p99 ${added(({ p99Ms }) => p99Ms)} ms; sign-ins ${JSON.stringify(signIns)}; calls ${calls.join(', ')}`, ''].join('\n');
+  return [...lines, `  added, median of rounds: p50 ${added(({ p50Ms }) => p50Ms)} ms, p99 ${added(({ p99Ms }) => p99Ms)} ms; answered ${JSON.stringify(said.at(-1))}; calls ${calls.join(', ')}`, ''].join('\n');
 }

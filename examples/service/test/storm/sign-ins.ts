@@ -32,9 +32,8 @@ function signIn({ origin, email, password }: Order): Promise<number> {
 
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line) as Order;
-  const beganMs = performance.now();
   const statuses = await Promise.all(Array.from({ length: order.count }, () => signIn(order)));
   const counts: Record<string, number> = {};
   for (const status of statuses) counts[status] = (counts[status] ?? 0) + 1;
-  process.stdout.write(`${JSON.stringify({ tookMs: Math.round(performance.now() - beganMs), counts })}\n`);
+  process.stdout.write(`${JSON.stringify({ 'sign-ins': counts })}\n`);
 }
