@@ -394,7 +394,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   });
   const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, serviceAccounts, origins });
   const door = authDoor(auth, origins[0]);
-  const secrets = createSecretStore({ sql, keys, audit, access });
+  const secrets = createSecretStore({ sql, keys, audit, access, lives: () => settings.current().secrets });
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),

@@ -16,6 +16,7 @@ import { asUser } from '../db/as-user.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
+import { allowedExpiry, defaultExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
 import { newestOf } from './newest.ts';
 import { notIntact, sealedIn, secretMac, secretRows, versionPlace, type HeldSecret, type SealedRow, type Secret, type SecretRows } from './rows.ts';
 import { inTurns } from './turns.ts';
@@ -120,6 +121,8 @@ export interface SecretStoreOptions {
   readonly keys: Pick<DeploymentKeys, 'deploymentId' | 'kek' | 'rowMacKey' | 'auditMac'>;
   readonly audit: AuditLog;
   readonly access: Access;
+  /** Asked for every secret that begins, and every end that somebody sets. Default: no limit. */
+  readonly lives?: () => SecretLives;
   readonly clock?: Clock;
   readonly auditTimeoutMs?: number;
 }
@@ -144,7 +147,7 @@ function isNameTaken(error: unknown): boolean {
 }
 
 export function createSecretStore(options: SecretStoreOptions): SecretStore {
-  const { sql, keys, audit, access, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
+  const { sql, keys, audit, access, lives = (): SecretLives => UNLIMITED_LIVES, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
   const { rowMacKey } = keys;
   const primitives = nodeVaultPrimitives();
   const rows = secretRows({ access, rowMacKey, clock });
@@ -218,13 +221,14 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
       const now = clock.nowMs();
       const secret: Secret = {
         id: randomUUID(), projectId, ownerId: principal.userId, name, type, tags, currentVersion: 1, revision: 1,
-        expiresAtMs: expiresAtMs === undefined ? examined.expiresAtMs : expiresAtMs, createdAtMs: now, updatedAtMs: now, deletedAtMs: null,
+        expiresAtMs: expiresAtMs === undefined ? defaultExpiry(lives(), examined.expiresAtMs, now) : allowedExpiry(lives(), expiresAtMs, now), createdAtMs: now, updatedAtMs: now, deletedAtMs: null,
       };
       return { secret, sealed: await sealFor(secret, value), reason: null };
     },
 
     async sealNext(secret, value, { reason, expiresAtMs, numbers = 1 }) {
       const examined = examine(secret.type, value);
+      const wanted = expiresAtMs === undefined ? undefined : allowedExpiry(lives(), expiresAtMs, clock.nowMs());
       const sealed = new Map<number, SealedValue>();
       for (let version = secret.currentVersion + 1; version <= secret.currentVersion + numbers; version += 1) {
         sealed.set(version, await sealFor({ ...secret, currentVersion: version }, value));
@@ -238,7 +242,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
           currentVersion,
           revision: before.revision + 1,
           // What a person has set stays, unless the value itself says until when it is good.
-          expiresAtMs: expiresAtMs !== undefined ? expiresAtMs : (examined.expiresAtMs ?? before.expiresAtMs),
+          expiresAtMs: wanted !== undefined ? wanted : (examined.expiresAtMs ?? before.expiresAtMs),
           updatedAtMs: Math.max(clock.nowMs(), before.updatedAtMs),
         };
         return { secret: next, sealed: envelope, reason };
@@ -362,6 +366,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
           const held = await rows.lockSecret(tx, principal, id, 'secrets:update');
           const { secret } = held;
           demandState(secret, ifMatch);
+          if (change.expiresAtMs !== undefined) allowedExpiry(lives(), change.expiresAtMs, clock.nowMs());
           const isRenamed = change.name !== undefined && change.name !== secret.name;
           if (isRenamed && secret.ownerId !== principal.userId) throw new HttpProblem('forbidden', 'Only its owner gives a secret another name.');
           const next: Secret = { ...secret, ...change, revision: secret.revision + 1, updatedAtMs: Math.max(clock.nowMs(), secret.updatedAtMs) };

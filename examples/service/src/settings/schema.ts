@@ -64,7 +64,7 @@ const GROUPS = {
   }),
   links: z.strictObject({
     max_life_s: z.int().min(MINUTE_SECONDS).max(90 * DAY_SECONDS).describe('The longest life of a one-time link.'),
-    max_views: z.int().min(1).max(1000).describe('How often a link may be opened at most.'),
+    max_views: z.int().min(1).max(100).describe('How often a link may be opened at most.'),
   }),
   audit: z.strictObject({
     refusals_per_minute: z.int().min(1).max(1_000_000).describe('How many refusals of one kind to one caller are written down each minute before sampling begins.'),

@@ -128,6 +128,24 @@ describe.each(backends())('settings on %s', (_title, open) => {
     expect(await signIn()).toBe(401);
   });
 
+  it('hold for secrets that are stored from then on', async () => {
+    const days = (n: number): number => n * 24 * 60 * 60;
+    expect((await change({ secrets: { default_life_days: 7, max_life_days: 30 } })).status).toBe(200);
+    const store = (name: string, more: object = {}): Promise<CallAnswer> => call('POST', '/api/secrets', { token, body: { name, type: 'password', value: 'a value', ...more } });
+    const usual = await store('usual');
+    expect(usual.status).toBe(201);
+    expect(Math.abs(Date.parse(usual.json.expires_at) - Date.now() - days(7) * 1000)).toBeLessThan(60_000);
+    expect((await store('longest', { expires_in_s: days(30) - 60 })).status).toBe(201);
+    for (const more of [{ expires_in_s: days(31) }, { expires_at: null }]) expect([more, (await store('never', more)).status]).toEqual([more, 400]);
+    const path = `/api/secrets/${usual.json.id}`;
+    const ifMatch = { 'if-match': usual.headers.get('etag')! };
+    expect((await call('PATCH', path, { token, headers: ifMatch, body: { expires_at: null } })).status).toBe(400);
+    expect((await call('PATCH', path, { token, headers: ifMatch, body: { expires_in_s: days(20) } })).status).toBe(200);
+    expect((await change({ links: { max_life_s: 3600, max_views: 2 } })).status).toBe(200);
+    const link = async (body: object): Promise<number> => (await call('POST', `${path}/links`, { token, body })).status;
+    expect([await link({ max_views: 3, expires_in_s: 60 }), await link({ expires_in_s: 3601 }), await link({ max_views: 2, expires_in_s: 3600 })]).toEqual([400, 400, 201]);
+  });
+
   it('let an administrator shut out everybody else, and itself only by force', async () => {
     const allowlist = { network: { control_plane_allowlist: ['10.0.0.0/8', '2001:db8::/32'] } };
     const refused = await change(allowlist);
