@@ -3,6 +3,7 @@
  * nothing else, so it works against a remote one as well.
  */
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addSecretCommands } from './secrets.ts';
@@ -274,6 +275,8 @@ keys
     const revoked = await api().sendSigned('POST', path('api-keys', id, 'revoke'), {});
     show(revoked, () => `Revoked. Take it back at ${String(revoked['provider'])} as well: whoever has a copy can still use it there.`);
   });
+
+addAccess(program, { api, show, path, duration, wholeNumber });
 
 program
   .command('audit')

@@ -10,7 +10,7 @@ import type { Principal } from '../auth/principal.ts';
 import { asAuth, asUser } from '../db/as-user.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE, roleFields, ROLES_SEAM, ROLES_TABLE, type AssignmentGrant } from './access.ts';
-import { demandFourEyes, isOneself } from './four-eyes.ts';
+import { demandFourEyes, isOneself, sharedWithRole } from './four-eyes.ts';
 import { lockRole } from './store.ts';
 
 export interface Assignment extends AssignmentGrant {
@@ -137,7 +137,8 @@ export function createAssignments({ sql, rowMacKey, audit, clock }: AssignmentsO
           const { rows: projects } = await tx.query<{ is_open: boolean }>('SELECT keyguard.project_is_open($1) AS is_open', [projectId]);
           if (!projects[0]!.is_open) throw new HttpProblem('unknown_project', 'There is no project of that id, or it is archived.');
         }
-        await demandFourEyes(role.permissions, () => isOneself(tx, principal, subjectId));
+        const granted = [...role.permissions, ...(await sharedWithRole(tx, roleId, clock.nowMs()))];
+        await demandFourEyes(granted, () => isOneself(tx, principal, subjectId));
         const grant: AssignmentGrant = { id: randomUUID(), userId: subjectId, roleId, projectId, grantedBy: principal.userId, grantedAtMs: clock.nowMs(), expiresAtMs };
         // One that has expired stands in nobody's way.
         await tx.query(

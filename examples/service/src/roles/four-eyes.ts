@@ -1,9 +1,11 @@
 /**
  * What nobody gives to themself, however it is done: the means to read values of somebody else's secrets. A role can be held in
- * person or by a service account whose token one has, and it can be given or be changed by who holds it; all of these are the same.
+ * person or by a service account whose token one has, it can be given or be changed by who holds it, and secrets can be shared with it;
+ * all of these are the same.
  */
 import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 import type { Principal } from '../auth/principal.ts';
+import { asJobs } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { Permission } from './permissions.ts';
 
@@ -16,6 +18,19 @@ export async function demandFourEyes(added: readonly string[], isForOneself: () 
   if (revealing.length > 0 && (await isForOneself())) {
     throw new HttpProblem('four_eyes_required', `Nobody gives ${revealing.join(' and ')} to themself: another administrator must do it.`);
   }
+}
+
+/** What is shared with whoever holds the role, at this moment: holding it grants that as well. */
+export async function sharedWithRole(tx: SqlTransaction, roleId: string, nowMs: number): Promise<readonly string[]> {
+  // As those who see all shares: who gives a role need not be let see what is shared with it.
+  const { rows } = await asJobs(tx, (inner) =>
+    inner.query<{ permission: string }>(
+      `SELECT DISTINCT unnest(permissions) AS permission FROM keyguard.secret_shares
+        WHERE grantee_type = 'role' AND grantee_id = $1 AND revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > $2)`,
+      [roleId, nowMs],
+    ),
+  );
+  return rows.map(({ permission }) => permission);
 }
 
 /** Whether what is given to `subjectId` is given to the caller, or to a program of the caller's. */

@@ -144,6 +144,15 @@ describe.each(backends())('people and roles on %s', (_title, open) => {
       const { id: ofRobot } = await newRole('of_the_robot', ['audit:read']);
       expect((await grant(account.json.id, { role_id: ofRobot })).status).toBe(201);
       expect((await asAdmin('PATCH', `/api/roles/${ofRobot}`, { permissions: ['secrets:reveal'] })).json.code).toBe('four_eyes_required');
+      // And so is a role that grants nothing by itself, while a secret is shared with it.
+      const { id: shared } = await newRole('shared_with', ['usage:read']);
+      const secret = await call('POST', '/api/secrets', { token: other.token, body: { name: 'shared', type: 'password', value: 'of the other' } });
+      const share = await call('POST', `/api/secrets/${secret.json.id}/shares`, { token: other.token, body: { grantee: { type: 'role', id: shared }, permission: 'read' } });
+      expect(share.status, share.text).toBe(201);
+      expect((await grant(admin.userId, { role_id: shared })).json.code).toBe('four_eyes_required');
+      expect((await grant(account.json.id, { role_id: shared })).json.code).toBe('four_eyes_required');
+      expect((await call('DELETE', `/api/secrets/${secret.json.id}/shares/${share.json.id}`, { token: other.token })).status).toBeLessThan(300);
+      expect((await grant(admin.userId, { role_id: shared })).status).toBe(201);
 
       expect((await grant(admin.userId, { role_id: reader }, second.token)).status).toBe(201);
       expect((await grant(account.json.id, { role_id: reader }, second.token)).status).toBe(201);
