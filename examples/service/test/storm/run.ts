@@ -122,7 +122,7 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
 }
 
 /** The middle one. */
-export function median(values: readonly number[]): number {
+function median(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!;
 }
 

@@ -17,6 +17,8 @@ interface Order {
 
 const BYTE_EVERY_MS = 500;
 const BOMB_EVERY_MS = 50;
+// Before anything is measured: it costs a second.
+const gzip = gzipSync(Buffer.alloc(50 * 1024 * 1024));
 
 /** The status that these bytes are answered with; after `first`, a byte at a time of `rest` for as long as anybody listens. */
 function send(port: number, first: string | Buffer, rest: string | null): Promise<string> {
@@ -45,7 +47,6 @@ for await (const line of createInterface({ input: process.stdin })) {
     counts[kind] ??= {};
     counts[kind][status] = (counts[kind][status] ?? 0) + 1;
   };
-  const gzip = gzipSync(Buffer.alloc(50 * 1024 * 1024));
   const bombs: [string, Buffer][] = [
     ['head', Buffer.from(`GET /api/openapi.json HTTP/1.1\r\n${host}\r\nX-A: ${'a'.repeat(64 * 1024)}\r\n\r\n`)],
     ['body', Buffer.from(`${post}Content-Length: 100000000\r\n\r\n${'['.repeat(128 * 1024)}`)],
