@@ -35,6 +35,7 @@ export interface Config {
   /** Which restored state of the audit log the operator answers for, as the refusal named it. */
   readonly acknowledgedRestore: string | null;
   readonly administrator: { readonly email: string; readonly password: string } | null;
+  readonly oidc: OidcConfig | null;
   /** By the provider's name: the operator's key, if any, and where calls go; `null` where only the operator could say. */
   readonly providers: ReadonlyMap<string, { readonly apiKey: string | null; readonly upstream: TrustedUpstream | null }>;
   readonly requestsPerMinute: number;
@@ -49,14 +50,28 @@ export interface Config {
 }
 
 /** What of it is secret, for whoever must keep it out of what is written. */
-export function secretsOf({ rootKey, administrator, providers, database, redisUrl }: Config): readonly string[] {
+export function secretsOf({ rootKey, administrator, providers, oidc, database, redisUrl }: Config): readonly string[] {
   const urls = [...(database.kind === 'postgres' ? [database.url, database.ownerUrl] : []), redisUrl].filter((url) => url !== null);
   const inUrls = urls.flatMap((url) => {
     const { password } = new URL(url);
     return [password, decodeURIComponent(password)];
   });
-  const own = [rootKey.kind === 'passphrase' ? rootKey.passphrase : null, administrator?.password ?? null, ...[...providers.values()].map(({ apiKey: key }) => key)];
+  const own = [rootKey.kind === 'passphrase' ? rootKey.passphrase : null, administrator?.password ?? null, oidc?.clientSecret ?? null, ...[...providers.values()].map(({ apiKey: key }) => key)];
   return [...new Set([...own, ...inUrls])].filter((secret) => secret !== null && secret !== '') as string[];
+}
+
+/** A provider of sign-in by OpenID Connect. */
+export interface OidcConfig {
+  /** As it calls itself. */
+  readonly issuer: string;
+  readonly clientId: string;
+  /** `null` for a public client, which PKCE alone protects. */
+  readonly clientSecret: string | null;
+  readonly idTokenAlgorithm: string;
+  /** Of which domains addresses may come in; empty for all. */
+  readonly emailDomains: ReadonlySet<string>;
+  /** Whose addresses come in without an invitation. */
+  readonly signUpDomains: ReadonlySet<string>;
 }
 
 /** One line per fault. */
@@ -135,6 +150,28 @@ const originList = z
     return origins;
   });
 
+const domainList = z
+  .string()
+  .optional()
+  .transform((text, context) => {
+    const domains = (text ?? '').split(',').map((part) => part.trim().toLowerCase()).filter((part) => part !== '');
+    for (const domain of domains) {
+      if (!/^[a-z0-9-]+(?:\.[a-z0-9-]+)+$/.test(domain)) context.addIssue({ code: 'custom', message: `must be domains such as example.com, with commas between: "${domain.slice(0, 100)}" is none` });
+    }
+    return new Set(domains);
+  });
+
+/** https, or http on this machine, without credentials, query and fragment. */
+function isIssuer(text: string): boolean {
+  try {
+    const { protocol, hostname, username, password, search, hash } = new URL(text);
+    const isSafe = protocol === 'https:' || (protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(hostname));
+    return isSafe && username === '' && password === '' && search === '' && hash === '';
+  } catch {
+    return false;
+  }
+}
+
 const characters = (text: string): number => [...text].length;
 const isPassword = (text: string): boolean => characters(text) >= MIN_PASSWORD_CHARACTERS && characters(text) <= MAX_PASSWORD_CHARACTERS;
 const apiKey = checked((text) => /^[\x21-\x7e]{8,512}$/.test(text), 'must be 8 to 512 printable characters without spaces');
@@ -176,6 +213,12 @@ const schema = z.object({
   KEYGUARD_ADMIN_EMAIL: checked((text) => z.email().safeParse(text).success, 'must be an e-mail address'),
   KEYGUARD_ADMIN_PASSWORD: checked(isPassword, `must have ${MIN_PASSWORD_CHARACTERS} to ${MAX_PASSWORD_CHARACTERS} characters`),
   ...providerSettings(),
+  KEYGUARD_OIDC_ISSUER: checked(isIssuer, 'must be an https address, or an http one of this machine, without credentials, query and fragment'),
+  KEYGUARD_OIDC_CLIENT_ID: checked((text) => /^[\x21-\x7e]{1,256}$/.test(text), 'must be 1 to 256 printable characters without spaces'),
+  KEYGUARD_OIDC_CLIENT_SECRET: checked((text) => /^[\x20-\x7e]{1,512}$/.test(text), 'must be 1 to 512 printable characters'),
+  KEYGUARD_OIDC_ID_TOKEN_ALGORITHM: z.enum(['RS256', 'PS256', 'ES256', 'EdDSA'], { error: 'must be one of RS256, PS256, ES256, EdDSA' }).default('RS256'),
+  KEYGUARD_OIDC_EMAIL_DOMAINS: domainList,
+  KEYGUARD_OIDC_SIGN_UP_DOMAINS: domainList,
   KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
   KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
   KEYGUARD_ALLOWED_ORIGINS: originList,
@@ -197,6 +240,12 @@ function faultsTogether(given: Readonly<Record<string, string>>): string[] {
   }
   if (isSet('KEYGUARD_ADMIN_EMAIL') !== isSet('KEYGUARD_ADMIN_PASSWORD')) {
     faults.push('KEYGUARD_ADMIN_EMAIL: and KEYGUARD_ADMIN_PASSWORD must be set together or not at all.');
+  }
+  if (isSet('KEYGUARD_OIDC_ISSUER') !== isSet('KEYGUARD_OIDC_CLIENT_ID')) {
+    faults.push('KEYGUARD_OIDC_ISSUER: and KEYGUARD_OIDC_CLIENT_ID must be set together or not at all.');
+  }
+  for (const name of ['CLIENT_SECRET', 'ID_TOKEN_ALGORITHM', 'EMAIL_DOMAINS', 'SIGN_UP_DOMAINS'].map((last) => `KEYGUARD_OIDC_${last}`)) {
+    if (isSet(name) && !isSet('KEYGUARD_OIDC_ISSUER')) faults.push(`${name}: means nothing without KEYGUARD_OIDC_ISSUER.`);
   }
   // Clients sign for a host without the default port of either scheme.
   const publicOrigin = given['KEYGUARD_PUBLIC_URL'] === undefined ? null : originOf(given['KEYGUARD_PUBLIC_URL']);
@@ -276,6 +325,17 @@ export function readConfig(environment: Environment, folder: string): Config {
         ? null
         : { email: env.KEYGUARD_ADMIN_EMAIL.toLowerCase(), password: env.KEYGUARD_ADMIN_PASSWORD },
     providers,
+    oidc:
+      env.KEYGUARD_OIDC_ISSUER === undefined || env.KEYGUARD_OIDC_CLIENT_ID === undefined
+        ? null
+        : {
+            issuer: env.KEYGUARD_OIDC_ISSUER,
+            clientId: env.KEYGUARD_OIDC_CLIENT_ID,
+            clientSecret: env.KEYGUARD_OIDC_CLIENT_SECRET ?? null,
+            idTokenAlgorithm: env.KEYGUARD_OIDC_ID_TOKEN_ALGORITHM,
+            emailDomains: env.KEYGUARD_OIDC_EMAIL_DOMAINS,
+            signUpDomains: env.KEYGUARD_OIDC_SIGN_UP_DOMAINS,
+          },
     requestsPerMinute: env.KEYGUARD_REQUESTS_PER_MINUTE,
     enrollmentsPerMinute: env.KEYGUARD_ENROLLMENTS_PER_MINUTE,
     allowedOrigins: env.KEYGUARD_ALLOWED_ORIGINS,

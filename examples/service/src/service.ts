@@ -44,6 +44,8 @@ import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
 import { authOperations } from './auth/operations.ts';
 import { invitationOperations } from './auth/invitation-operations.ts';
+import { createOidcSignIn } from './auth/oidc.ts';
+import { oidcOperations } from './auth/oidc-operations.ts';
 import { createPeople } from './auth/people.ts';
 import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
 import { authenticate } from './auth/principal.ts';
@@ -115,6 +117,8 @@ const REVIEW_EVERY_MS = 500;
 const CONNECTIONS_CHECKED_EVERY_MS = 2000;
 const SETUP_TRIES_PER_MINUTE = 10;
 const LINK_TRIES_PER_MINUTE = 20;
+// A whole office may have one address, and a sign-in has two steps.
+const OIDC_STEPS_PER_MINUTE = 120;
 const ROTATIONS_PER_MINUTE = 10;
 const LINKS_OPENED_PER_MINUTE = 60;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
@@ -394,11 +398,16 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   });
   const authenticated = authenticate({ auth, administrators, standings: people.standings, policy: signInPolicy, serviceAccounts, origins });
   const door = authDoor(auth, origins[0]);
+  const oidc =
+    config.oidc === null
+      ? null
+      : createOidcSignIn({ config: config.oidc, origin: origins[0], sql, hash: keys.hashToken, pseudonym: keys.pseudonym, audit, invitations: people.invitations, clock });
   const secrets = createSecretStore({ sql, keys, audit, access, lives: () => settings.current().secrets });
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
     ...sessionOperations({ sql, audit, ...people }),
+    ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
     ...deviceOperations({ sql, keys, audit, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations(apiKeys),

@@ -24,6 +24,8 @@ export interface AuthDoor {
   ask(request: Request, path: `/${string}`, body?: object): Promise<AuthAnswer>;
   /** Cookie and bearer of a live session whose token was replaced. */
   handOut(session: { readonly sessionId: string; readonly userId: string }): Promise<AuthAnswer>;
+  /** A new session of a person who MUST have been proven. */
+  open(request: Request, userId: string): Promise<AuthAnswer>;
   /** The live session that the request proves, or `null`. */
   session(request: Request): ReturnType<typeof sessionOf>;
 }
@@ -46,6 +48,10 @@ export function authDoor(auth: Auth, origin: string): AuthDoor {
         init.body = JSON.stringify(body ?? {});
       }
       return read(await auth.handler(new Request(`${origin}${AUTH_PATH}${path}`, init)));
+    },
+    open: async (request, userId) => {
+      const headers = new Headers({ [ADDRESS_HEADER]: request.ip ?? '0.0.0.0', 'user-agent': request.headers['user-agent'] ?? '' });
+      return read(await auth.api.openSession({ body: { userId }, headers, asResponse: true }));
     },
     handOut: async ({ sessionId, userId }) => read(await auth.api.handOutSession({ body: { sessionId, userId }, asResponse: true })),
     session: (request) => {

@@ -1,16 +1,20 @@
-/** What better-auth has no route for: the cookie and the bearer of a session that is there already, because its token was replaced. */
+/**
+ * What better-auth has no route for: the cookie and the bearer of a session whose token was replaced, and a session of somebody whom
+ * a provider has proven.
+ */
 import type { BetterAuthPlugin } from 'better-auth';
 import { APIError, createAuthEndpoint } from 'better-auth/api';
 import { setSessionCookie } from 'better-auth/cookies';
 import * as z from 'zod';
 
+const openBody = z.object({ userId: z.string() });
 const body = z.object({ sessionId: z.string(), userId: z.string() });
 
 interface Found {
   readonly token: string;
 }
 
-/** `auth.api.handOutSession`: for this process alone, no route leads to it. */
+/** `auth.api.handOutSession` and `auth.api.openSession`: for this process alone, no route leads to them. */
 // The type of the endpoint is inferred, and `auth.api` has it.
 // oxlint-disable-next-line typescript/explicit-module-boundary-types
 export function sessionPlugin() {
@@ -25,6 +29,13 @@ export function sessionPlugin() {
         const found = row === null ? null : await internalAdapter.findSession(row.token);
         if (found === null) throw new APIError('UNAUTHORIZED', { message: 'The session has ended' });
         await setSessionCookie(ctx, found);
+        return ctx.json({});
+      }),
+      openSession: createAuthEndpoint.serverOnly({ method: 'POST', body: openBody }, async (ctx) => {
+        const { internalAdapter } = ctx.context;
+        const user = await internalAdapter.findUserById(ctx.body.userId);
+        if (user === null) throw new APIError('UNAUTHORIZED', { message: 'There is no such person' });
+        await setSessionCookie(ctx, { session: await internalAdapter.createSession(user.id), user });
         return ctx.json({});
       }),
     },

@@ -23,6 +23,7 @@ const STATUSES = {
   second_factor_invalid: [403, 'Code not accepted'],
   step_up_required: [403, 'Fresh second factor required'],
   link_invalid: [403, 'Link not valid'],
+  oidc_refused: [403, 'Sign-in refused'],
   setup_code_invalid: [403, 'Setup code invalid'],
   four_eyes_required: [403, 'Another administrator must do this'],
   not_found: [404, 'Not found'],

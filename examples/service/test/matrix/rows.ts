@@ -72,6 +72,10 @@ export const ROWS: Readonly<Record<string, Row>> = {
   getToken: { answers: signedIn(200, { service_account: 403 }) },
   getJwks: { answers: all(200) },
 
+  // No provider is configured here.
+  startOidcSignIn: { answers: all(404) },
+  finishOidcSignIn: { answers: all(404) },
+
   getSecondFactor: { answers: signedIn(200, { service_account: 403 }) },
   // With a password that nobody has here, and codes of nothing: a second factor would shut the other rows out.
   beginSecondFactor: { call: () => ({ body: { password: 'not the password of anybody' } }), answers: signedIn(400, { service_account: 403 }) },
