@@ -8,6 +8,7 @@ import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addSecretCommands } from './secrets.ts';
 import { sessionFile } from './session-file.ts';
+import { addSharing } from './sharing.ts';
 import { ask, askSecret, CommandError, confirm, print, printJson, remark, table, when } from './terminal.ts';
 
 const DEFAULT_URL = 'http://localhost:3000';
@@ -231,7 +232,7 @@ function move(device: Json): void {
   show(device, () => `${text(device['label']) ?? String(device['id'])} (key ${keyOf(device)}…) is ${String(device['status'])} now.`);
 }
 
-addSecretCommands(program, { api, show, path, text, wholeNumber, duration });
+addSharing(addSecretCommands(program, { api, show, path, text, wholeNumber, duration }), { api, show, path, duration, wholeNumber });
 
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
 addKeyCommands(keys, { api, show });

@@ -53,7 +53,14 @@ async function readValue(name: string): Promise<string> {
   return value;
 }
 
-export function addSecretCommands(program: Command, { api, show, path, text, wholeNumber, duration }: SecretCommandsOptions): void {
+/** What else has to do with one secret finds the group and the secret here. */
+export interface SecretCommands {
+  readonly commands: Command;
+  /** By id, or by a name that only one of the caller's has. */
+  readonly find: (server: Api, which: string, projectId: string | undefined) => Promise<Json>;
+}
+
+export function addSecretCommands(program: Command, { api, show, path, text, wholeNumber, duration }: SecretCommandsOptions): SecretCommands {
   const secrets = program.command('secrets').description('passwords, keys and certificates, sealed and with versions');
   const project = (): Option => new Option('--project <id>', 'of this project (default: your own, in no project)');
 
@@ -229,6 +236,8 @@ export function addSecretCommands(program: Command, { api, show, path, text, who
     if (made['value'] === undefined) return [];
     return [String(made['value']).trimEnd(), ...(made['public_key'] === undefined ? [] : ['', String(made['public_key']).trimEnd()]), ''];
   }
+
+  return { commands: secrets, find };
 }
 
 async function readFileOrPipe(file: string | undefined): Promise<string> {

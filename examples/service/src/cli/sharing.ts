@@ -1,6 +1,7 @@
 /** `keyguard secrets share` and what belongs to it: giving secrets to others, and links to whoever has no account. */
-import { Option, type Command } from 'commander';
+import { Option } from 'commander';
 import { COMMAND, type Api, type Json } from './api.ts';
+import type { SecretCommands } from './secrets.ts';
 import { askSecret, table, when } from './terminal.ts';
 
 export interface SharingTools {
@@ -30,19 +31,23 @@ function stateText(row: Json): string {
 }
 
 /** Adds to the commands of `secrets`. */
-export function addSharing(secrets: Command, { api, show, path, duration, wholeNumber }: SharingTools): void {
+export function addSharing({ commands: secrets, find }: SecretCommands, { api, show, path, duration, wholeNumber }: SharingTools): void {
+  const idOf = async (server: Api, which: string): Promise<string> => String((await find(server, which, undefined))['id']);
+
   secrets
     .command('share')
     .description('let a person, a role or a service account use a secret')
-    .argument('<secret>', 'its id')
+    .argument('<secret>', 'its name, or its id')
     .argument('<grantee>', 'the e-mail address or the id of a person; an id with --role or --service-account')
     .option('--write', 'let them store new values as well')
     .addOption(new Option('--role', 'the grantee is a role: whoever holds it').conflicts('serviceAccount'))
     .option('--service-account', 'the grantee is a service account')
     .addOption(new Option('--expires <time>', 'for how long, such as 12h or 30d (default: until it is taken back)').argParser(duration))
-    .action(async (id: string, who: string, options: { write?: boolean; role?: boolean; serviceAccount?: boolean; expires?: number }) => {
+    .action(async (which: string, who: string, options: { write?: boolean; role?: boolean; serviceAccount?: boolean; expires?: number }) => {
       const type = options.role === true ? 'role' : options.serviceAccount === true ? 'service_account' : 'user';
-      const shared = await api().sendSigned('POST', path('secrets', id, 'shares'), {
+      const server = api();
+      const id = await idOf(server, which);
+      const shared = await server.sendSigned('POST', path('secrets', id, 'shares'), {
         grantee: { type, ...(who.includes('@') ? { email: who } : { id: who }) },
         permission: options.write === true ? 'write' : 'read',
         ...(options.expires !== undefined && { expires_at: new Date(Date.now() + options.expires * 1000).toISOString() }),
@@ -53,20 +58,24 @@ export function addSharing(secrets: Command, { api, show, path, duration, wholeN
   secrets
     .command('unshare')
     .description('take back a share or a link; it ends at once')
-    .argument('<secret>', 'its id')
+    .argument('<secret>', 'its name, or its id')
     .argument('<share>', 'the id of the share or link')
-    .action(async (id: string, shareId: string) => {
-      await api().sendSigned('DELETE', path('secrets', id, 'shares', shareId));
+    .action(async (which: string, shareId: string) => {
+      const server = api();
+      const id = await idOf(server, which);
+      await server.sendSigned('DELETE', path('secrets', id, 'shares', shareId));
       show({ id: shareId, revoked: true }, () => 'Taken back. Whoever has seen the value still knows it: store a new one if they should not.');
     });
 
   secrets
     .command('shares')
     .description('who a secret is shared with, newest first')
-    .argument('<secret>', 'its id')
+    .argument('<secret>', 'its name, or its id')
     .option('--limit <count>', 'at most so many', wholeNumber, 50)
-    .action(async (id: string, { limit }: { limit: number }) => {
-      const rows = await api().list(path('secrets', id, 'shares'), limit);
+    .action(async (which: string, { limit }: { limit: number }) => {
+      const server = api();
+      const id = await idOf(server, which);
+      const rows = await server.list(path('secrets', id, 'shares'), limit);
       show(rows, () =>
         rows.length === 0
           ? `Shared with nobody:  ${COMMAND} secrets share ${id} <e-mail>`
@@ -96,13 +105,15 @@ export function addSharing(secrets: Command, { api, show, path, duration, wholeN
   secrets
     .command('link')
     .description('make a link with which somebody without an account sees a secret; it is shown once')
-    .argument('<secret>', 'its id')
+    .argument('<secret>', 'its name, or its id')
     .option('--views <count>', 'how often it can be opened', wholeNumber, 1)
     .addOption(new Option('--expires <time>', 'for how long it is good, such as 15m, 12h or 7d').argParser(duration).default(86_400, '1d'))
     .option('--passphrase', 'ask for a passphrase, which whoever opens it must give')
-    .action(async (id: string, options: { views: number; expires: number; passphrase?: boolean }) => {
+    .action(async (which: string, options: { views: number; expires: number; passphrase?: boolean }) => {
+      const server = api();
+      const id = await idOf(server, which);
       const passphrase = options.passphrase === true ? await askSecret('Passphrase, at least 8 characters') : undefined;
-      const made = await api().sendSigned('POST', path('secrets', id, 'links'), {
+      const made = await server.sendSigned('POST', path('secrets', id, 'links'), {
         max_views: options.views,
         expires_in_s: options.expires,
         ...(passphrase !== undefined && { passphrase }),

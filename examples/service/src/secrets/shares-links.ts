@@ -21,7 +21,7 @@ import { shareFields, shareGrant, type ShareGrant } from './shares.ts';
 import { grantees } from './shares-grantees.ts';
 import { generateLinkToken, hashLinkToken } from './shares-link-token.ts';
 import { MAX_VIEWS, SHARED_PERMISSIONS } from './shares-schema.ts';
-import { absent, stillStands } from './shares-standing.ts';
+import { absent, isDisabled, stillStands } from './shares-standing.ts';
 import type { SecretStore } from './store.ts';
 import { demandMayGive, showShares, STORED_SHARE_COLUMNS, type Share, type StoredShareRow } from './shares-store.ts';
 
@@ -115,6 +115,8 @@ export function createLinks({ sql, keys, audit, access, secrets, limits, clock =
     const maker = absent(row.created_by);
     try {
       const isShared = await asUser(sql, row.created_by, async (tx) => {
+        // Links are for people outside: who may not come in hands nothing out, not even of their own.
+        if (await isDisabled(tx, row.created_by)) return false;
         const { secret } = await secrets.rows.secretOf(tx, maker, row.subject_id, 'secrets:share');
         const isSame = secret.ownerId === row.owner_id && secret.projectId === row.project_id;
         return isSame && stands(tx, { createdBy: row.created_by, permissions: row.permissions, ownerId: secret.ownerId, projectId: secret.projectId });

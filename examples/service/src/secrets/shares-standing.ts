@@ -24,11 +24,19 @@ export function absent(userId: string): Person {
   return { kind: 'person', userId, actor: `user:${userId}`, sessionId: '', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } };
 }
 
+/** Whether this person, for whom `tx` acts, may not come in for now. */
+export async function isDisabled(tx: SqlTransaction, userId: string): Promise<boolean> {
+  const { rows } = await tx.query('SELECT 1 FROM keyguard.disabled_people WHERE user_id = $1', [userId]);
+  return rows.length > 0;
+}
+
 /** Asks in `tx`, for a moment as whoever made the share. What is shared with them does not count: it is theirs to use, not to give. */
 export function stillStands(access: Access): StillStands {
   return async (tx, { createdBy, permissions, ownerId, projectId }) => {
     if (createdBy === ownerId) return true;
-    const theirs = await asUser(tx, createdBy, (as) => access.permissionsOn(as, absent(createdBy), { ownerId, projectId, shared: [] }));
+    const theirs = await asUser(tx, createdBy, async (as) =>
+      (await isDisabled(as, createdBy)) ? new Set<Permission>() : access.permissionsOn(as, absent(createdBy), { ownerId, projectId, shared: [] }),
+    );
     return theirs.has('secrets:share') && permissions.every((permission) => theirs.has(permission as Permission));
   };
 }

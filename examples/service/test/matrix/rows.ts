@@ -15,7 +15,7 @@ export interface Call {
 export type Statuses = Readonly<Record<Who, number>>;
 
 export interface Row {
-  /** Made anew for each principal, because most calls use up what they are about. */
+  /** Made anew after each call that was let do something, because most of those use up what they are about. */
   readonly call?: (world: World, who: Who) => Promise<Call> | Call;
   readonly answers: Statuses;
 }

@@ -74,7 +74,7 @@ export async function makeWorld(): Promise<World> {
   return world;
 }
 
-async function firstAdministrator({ call, setupCode }: Stage): Promise<Person> {
+export async function firstAdministrator({ call, setupCode }: Stage): Promise<Person> {
   const email = 'administrator@example.com';
   const password = 'a long and quiet password';
   const made = await call('POST', '/api/setup', { body: { code: setupCode, email, password } });

@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { startInProcess, type Person, type Stage } from '../matrix/stage.ts';
+import { firstAdministrator } from '../matrix/world.ts';
 import type { CallAnswer } from '../stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 120_000 });
@@ -13,6 +14,8 @@ let owner: Person;
 let reader: Person;
 let writer: Person;
 let stranger: Person;
+let sharer: Person;
+let administrator: Person;
 
 beforeAll(async () => {
   stage = await startInProcess();
@@ -20,6 +23,8 @@ beforeAll(async () => {
   reader = await stage.newPerson('reader');
   writer = await stage.newPerson('writer');
   stranger = await stage.newPerson('stranger');
+  sharer = await stage.newPerson('sharer');
+  administrator = await firstAdministrator(stage);
 });
 afterAll(() => stage?.stop());
 
@@ -125,6 +130,73 @@ describe('a share', () => {
     expect((await as(owner, 'DELETE', `/api/secrets/${id}`)).status).toBe(204);
     expect((await reveal(reader, id)).status).toBe(404);
     expect((await as(reader, 'GET', '/api/shares')).json.data.map((one: { secret: { id: string } }) => one.secret.id)).not.toContain(id);
+  });
+});
+
+describe('a share by, or to, a role', () => {
+  const newRole = async (permissions: readonly string[]): Promise<string> => (await as(administrator, 'POST', '/api/roles', { name: `role-${randomUUID().slice(0, 8)}`, permissions })).json.id;
+  async function grant(person: Person, roleId: string): Promise<() => Promise<void>> {
+    const answer = await as(administrator, 'POST', `/api/users/${person.userId}/roles`, { role_id: roleId });
+    expect(answer.status, answer.text).toBe(201);
+    return async () => {
+      expect((await as(administrator, 'DELETE', `/api/users/${person.userId}/roles/${answer.json.id}`)).status).toBe(204);
+    };
+  }
+
+  it('stands while whoever made it could still give it, and a link likewise', async () => {
+    const id = await newSecret();
+    const take = await grant(sharer, await newRole(['secrets:read', 'secrets:reveal', 'secrets:share']));
+    expect((await share(sharer, id, reader, 'write')).status).toBe(403);
+    await shared(sharer, id, reader, 'read');
+    const link = (await as(sharer, 'POST', `/api/secrets/${id}/links`, { max_views: 2 })).json;
+    expect((await reveal(reader, id)).json.value).toBe(VALUE);
+    expect((await stage.call('POST', `/api/shares/${link.token}/open`, { body: {} })).json.value).toBe(VALUE);
+    await take();
+    expect((await reveal(reader, id)).status).toBe(404);
+    expect((await as(reader, 'GET', '/api/shares')).json.data.map((one: { secret: { id: string } }) => one.secret.id)).not.toContain(id);
+    expect((await stage.call('POST', `/api/shares/${link.token}/open`, { body: {} })).status).toBe(404);
+    expect(await entries(`secret:${id}`)).toContainEqual(expect.objectContaining({ action: 'secret.open_link', outcome: 'refused', code: 'no_longer_shared' }));
+    // The owner sees what was passed on, and takes it back.
+    const { data } = (await as(owner, 'GET', `/api/secrets/${id}/shares`)).json;
+    expect(data.map((one: { created_by: string }) => one.created_by)).toEqual([sharer.userId, sharer.userId]);
+    expect((await as(owner, 'DELETE', `/api/secrets/${id}/shares/${data[0].id}`)).status).toBe(204);
+  });
+
+  it('passes on nothing that was only shared with whoever makes it', async () => {
+    const id = await newSecret();
+    const take = await grant(sharer, await newRole(['secrets:read', 'secrets:share']));
+    await shared(owner, id, sharer, 'read');
+    expect((await reveal(sharer, id)).status).toBe(200);
+    expect((await share(sharer, id, reader, 'read')).status).toBe(403);
+    expect((await as(sharer, 'POST', `/api/secrets/${id}/links`, {})).status).toBe(403);
+    await take();
+  });
+
+  it('is for whoever holds the role', async () => {
+    const id = await newSecret();
+    const roleId = await newRole(['usage:read']);
+    const made = await as(owner, 'POST', `/api/secrets/${id}/shares`, { grantee: { type: 'role', id: roleId }, permission: 'read' });
+    expect(made.json.grantee).toMatchObject({ type: 'role', id: roleId });
+    expect((await reveal(reader, id)).status).toBe(404);
+    const take = await grant(reader, roleId);
+    expect((await reveal(reader, id)).json.value).toBe(VALUE);
+    expect((await reveal(stranger, id)).status).toBe(404);
+    await take();
+    expect((await reveal(reader, id)).status).toBe(404);
+  });
+
+  it('lets a program read, within its scopes', async () => {
+    const id = await newSecret();
+    const [able, unable] = await Promise.all(
+      [['secrets:read', 'secrets:reveal'], ['secrets:read']].map(async (scopes) => (await as(stranger, 'POST', '/api/service-accounts', { name: `robot ${randomUUID()}`, scopes })).json),
+    );
+    for (const account of [able, unable]) {
+      const made = await as(owner, 'POST', `/api/secrets/${id}/shares`, { grantee: { type: 'service_account', id: account.id }, permission: 'read' });
+      expect(made.json.grantee).toMatchObject({ type: 'service_account', id: account.id });
+    }
+    expect((await stage.call('POST', `/api/secrets/${id}/reveal`, { token: able.token, body: {} })).json.value).toBe(VALUE);
+    expect((await stage.call('POST', `/api/secrets/${id}/reveal`, { token: unable.token, body: {} })).status).toBe(403);
+    expect((await reveal(stranger, id)).status).toBe(404);
   });
 });
 
