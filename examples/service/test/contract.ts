@@ -44,6 +44,8 @@ export function contractOf(document: ApiDocument): Contract {
   const ajv = new Ajv2020({ strict: false, allErrors: true });
   // A CommonJS module, whose default is a member of what is imported.
   (formats as unknown as { default: (to: Ajv2020) => void }).default(ajv);
+  // Said by zod, and not known to the formats above.
+  ajv.addFormat('base64', true);
   ajv.addSchema(document, 'api.json');
   const routes = Object.entries(document.paths).map(([path, methods]) => ({
     path,

@@ -109,6 +109,8 @@ describe('the document', () => {
 const UNKEYED: ReadonlySet<string> = new Set([
   // Public: nobody is signed in to whom a key could belong. A deployment is set up once.
   'POST /api/setup',
+  // Public likewise: an invitation is taken once.
+  'POST /api/invitations/accept',
   // A factor in the making takes the place of the one before.
   'POST /api/auth/second-factor',
   // One rotation runs at a time, and asking again begins none beside it.
