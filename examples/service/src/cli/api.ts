@@ -16,7 +16,7 @@ export interface Answer {
 export interface Api {
   readonly origin: string;
   /** As nobody. @throws CommandError in words that say what to do */
-  send(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
+  send(method: 'GET' | 'POST', path: string, body?: Json, token?: string): Promise<Answer>;
   /** As who is signed in. */
   sendSigned(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: Json): Promise<Json>;
   /** Likewise, for what is not JSON. */

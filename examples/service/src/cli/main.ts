@@ -6,6 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addKeyCommands } from './key-commands.ts';
+import { addPeopleCommands } from './people-commands.ts';
 import { addSecretCommands } from './secrets.ts';
 import { sessionFile } from './session-file.ts';
 import { addSharing } from './sharing.ts';
@@ -51,12 +52,19 @@ const expires = (description: string): Option => new Option('--expires <time>', 
 
 const path = (...parts: readonly string[]): string => `/api/${parts.map(encodeURIComponent).join('/')}`;
 
-async function signIn(server: Api, email: string, password: string): Promise<void> {
+async function signIn(server: Api, email: string, password: string, code?: string): Promise<void> {
   const { headers, json } = await server.send('POST', '/api/auth/sign-in/email', { email, password });
   const token = headers.get('set-auth-token');
   if (token === null) throw new CommandError('The server gave no session: is it a KeyGuard?');
   await sessions.write(server.origin, { email, token });
+  if (json['second_factor'] === 'required') {
+    const proven = await server.send('POST', '/api/auth/step-up', { code: code ?? (await ask('Code of your second factor')) }, token);
+    const whole = proven.headers.get('set-auth-token');
+    if (whole === null) throw new CommandError('The server gave no session: is it a KeyGuard?');
+    await sessions.write(server.origin, { email, token: whole });
+  }
   show(json, () => `Signed in at ${server.origin} as ${email}.`);
+  if (json['second_factor'] === 'setup_required') remark(`This service demands a second factor of you. Set one up:  ${COMMAND} second-factor enable`);
 }
 
 program
@@ -92,10 +100,11 @@ program
   .command('login')
   .description('sign in; the session is kept for a day')
   .option('--email <email>', 'your e-mail address (or $KEYGUARD_EMAIL)')
+  .option('--code <code>', 'the code of your second factor, where you have one; it is good once')
   .addHelpText('after', '\nThe password is asked for, taken from $KEYGUARD_PASSWORD, or read from a pipe.')
-  .action(async (options: { email?: string }) => {
+  .action(async (options: { email?: string; code?: string }) => {
     const email = options.email ?? process.env['KEYGUARD_EMAIL'] ?? (await ask('E-mail address'));
-    await signIn(api(), email, process.env['KEYGUARD_PASSWORD'] ?? (await askSecret('Password')));
+    await signIn(api(), email, process.env['KEYGUARD_PASSWORD'] ?? (await askSecret('Password')), options.code);
   });
 
 program
@@ -236,6 +245,7 @@ addSharing(addSecretCommands(program, { api, show, path, text, wholeNumber, dura
 
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
 addKeyCommands(keys, { api, show });
+addPeopleCommands(program, { api, show, duration, askNewPassword });
 
 keys
   .command('add')
