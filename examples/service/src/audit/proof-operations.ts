@@ -23,14 +23,14 @@ import { sha256, tileReader } from './tree.ts';
 const TAG = 'Audit';
 const RETRY_SECONDS = 60;
 const count = z.string().regex(/^(?:0|[1-9][0-9]{0,14})$/, 'must be a whole number').transform(Number);
-const base64 = z.base64();
+const base64 = z.string().describe('Base64 with padding.');
 const note = z.string().describe('A signed note as C2SP tlog-checkpoint has it.');
 
 const checkpointSchema = z
   .object({ origin: z.string(), size: z.int(), root: base64, created_at: time, note })
   .meta({ id: 'AuditCheckpoint', description: 'What the log said of itself at one moment, signed.' });
 const inclusion = z
-  .object({ origin: z.string(), seq: z.int(), entry: base64.describe('The bytes that are hashed.'), size: z.int(), root: base64, proof: z.array(base64), checkpoint: note })
+  .object({ origin: z.string(), seq: z.int(), entry: z.string().describe('The bytes that are hashed, in base64.'), size: z.int(), root: base64, proof: z.array(base64), checkpoint: note })
   .meta({ id: 'AuditInclusionProof', description: 'That an entry is in the log of a checkpoint (RFC 9162, section 2.1.3).' });
 const consistency = z
   .object({ origin: z.string(), from: z.int(), to: z.int(), from_root: base64, to_root: base64, proof: z.array(base64), from_checkpoint: note.nullable(), to_checkpoint: note.nullable() })

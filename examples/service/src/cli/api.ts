@@ -21,6 +21,8 @@ export interface Api {
   sendSigned(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: Json): Promise<Json>;
   /** Likewise, for what is not JSON. */
   fetchSigned(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
+  /** The body of an answer as it comes, whatever its length. */
+  streamSigned(path: string): Promise<AsyncIterable<Uint8Array>>;
   /** All pages of a list, up to `limit` rows. */
   list(path: string, limit: number): Promise<readonly Json[]>;
 }
@@ -37,8 +39,8 @@ export function originOf(url: string): string {
 }
 
 export function createApi(origin: string, sessions: SessionFile): Api {
-  async function send(method: string, path: string, body?: Json, token?: string): Promise<Answer> {
-    const headers: Record<string, string> = { accept: 'application/json, text/plain;q=0.9' };
+  async function ask(method: string, path: string, body?: Json, token?: string, accept: string = 'application/json, text/plain;q=0.9'): Promise<Response> {
+    const headers: Record<string, string> = { accept };
     if (token !== undefined) headers['authorization'] = `Bearer ${token}`;
     if (body !== undefined) headers['content-type'] = 'application/json';
     let response: Response;
@@ -48,16 +50,24 @@ export function createApi(origin: string, sessions: SessionFile): Api {
       const message = `KeyGuard does not answer at ${origin}. Is it running? Start it with  npx -y pnpm@12.21.0 start  or name its address with --url.`;
       throw new CommandError(message, { cause });
     }
+    if (!response.ok) throw refusal(response, readJson(await response.text()), token !== undefined);
+    return response;
+  }
+
+  async function send(method: string, path: string, body?: Json, token?: string): Promise<Answer> {
+    const response = await ask(method, path, body, token);
     const text = await response.text();
-    const json = readJson(text);
-    if (response.ok) return { json, text, headers: response.headers };
-    throw refusal(response, json, token !== undefined);
+    return { json: readJson(text), text, headers: response.headers };
+  }
+
+  async function tokenOf(): Promise<string> {
+    const session = await sessions.read(origin);
+    if (session === null) throw new CommandError(`You are not signed in at ${origin}. Run  ${COMMAND} login  first.`);
+    return session.token;
   }
 
   async function fetchSigned(method: string, path: string, body?: Json): Promise<Answer> {
-    const session = await sessions.read(origin);
-    if (session === null) throw new CommandError(`You are not signed in at ${origin}. Run  ${COMMAND} login  first.`);
-    return send(method, path, body, session.token);
+    return send(method, path, body, await tokenOf());
   }
 
   async function sendSigned(method: string, path: string, body?: Json): Promise<Json> {
@@ -69,6 +79,10 @@ export function createApi(origin: string, sessions: SessionFile): Api {
     send,
     sendSigned,
     fetchSigned,
+    async streamSigned(path) {
+      const { body } = await ask('GET', path, undefined, await tokenOf(), '*/*');
+      return body ?? (async function* (): AsyncGenerator<Uint8Array> {})();
+    },
     async list(path, limit) {
       const rows: Json[] = [];
       let cursor: string | null = null;

@@ -35,14 +35,24 @@ function progress(rotation: Json): string {
   return state === 'distributing' ? 'The new key is made; it takes over when every replica holds it.' : 'The new key is being made.';
 }
 
+async function rotateAuditMacKey(server: Api, wait: boolean, show: KeyCommandOptions['show']): Promise<void> {
+  const begun = await server.sendSigned('POST', '/api/audit/mac-keys/rotate');
+  const to = String(begun['to_key_id']);
+  const isPrimary = async (): Promise<boolean> =>
+    ((await server.sendSigned('GET', '/api/audit/mac-keys'))['data'] as readonly Json[]).some(({ id, state }) => id === to && state === 'primary');
+  while (wait && !(await isPrimary())) await pause(POLL_MS);
+  show(begun, () => (wait ? `${to} has taken over: the next entry is chained under it.` : `${to} is made, and takes over in some seconds. What was chained before is verified with the key of before.`));
+}
+
 export function addKeyCommands(keys: Command, { api, show }: KeyCommandOptions): void {
   keys
     .command('rotate')
     .description('let a new key encryption key take over; every stored value stays readable')
-    .addArgument(new Argument('<what>', 'the key encryption key').choices(['kek']))
+    .addArgument(new Argument('<what>', 'the key encryption key, or the key that chains the audit log').choices(['kek', 'audit-mac']))
     .option('--wait', 'until it is done')
-    .action(async (_what: string, { wait = false }: { wait?: boolean }) => {
+    .action(async (what: string, { wait = false }: { wait?: boolean }) => {
       const server = api();
+      if (what === 'audit-mac') return rotateAuditMacKey(server, wait, show);
       let rotation = await server.sendSigned('POST', ROTATIONS);
       for (;;) {
         if (!wait || rotation['state'] === 'done') break;

@@ -5,6 +5,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
+import { addAuditCommands } from './audit.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addPeopleCommands } from './people-commands.ts';
 import { addSecretCommands } from './secrets.ts';
@@ -288,20 +289,7 @@ keys
   });
 
 addAccess(program, { api, show, path, duration, wholeNumber });
-
-program
-  .command('audit')
-  .description('the audit log, newest first')
-  .option('--limit <count>', 'at most so many', wholeNumber, 50)
-  .action(async ({ limit }: { limit: number }) => {
-    const rows = await api().list(path('audit'), limit);
-    show(rows, () =>
-      table(
-        ['SEQ', 'TIME', 'ACTION', 'OUTCOME', 'ACTOR', 'RESOURCE', 'DETAIL'],
-        rows.map((row) => [text(row['seq']), when(row['ts']), text(row['action']), text(row['outcome']), text(row['actor']), text(row['resource']), text(row['code'])]),
-      ),
-    );
-  });
+addAuditCommands(program, { api, show, text, wholeNumber });
 
 try {
   await program.parseAsync();
