@@ -40,7 +40,9 @@ async function rotateAuditMacKey(server: Api, wait: boolean, show: KeyCommandOpt
   const to = String(begun['to_key_id']);
   const isPrimary = async (): Promise<boolean> =>
     ((await server.sendSigned('GET', '/api/audit/mac-keys'))['data'] as readonly Json[]).some(({ id, state }) => id === to && state === 'primary');
-  while (wait && !(await isPrimary())) await pause(POLL_MS);
+  if (wait) {
+    for (let isDone = await isPrimary(); !isDone; isDone = await isPrimary()) await pause(POLL_MS);
+  }
   show(begun, () => (wait ? `${to} has taken over: the next entry is chained under it.` : `${to} is made, and takes over in some seconds. What was chained before is verified with the key of before.`));
 }
 
