@@ -124,9 +124,6 @@ export function settingsOperations({ sql, rowMacKey, audit, live, clock = system
       problems: ['precondition_required', 'precondition_failed', 'would_lock_out', 'illegal_transition'],
     },
     async ({ principal, body, query: { force }, ifMatch, request }) => {
-      if (request.headers['if-match'] === undefined) {
-        throw new HttpProblem('precondition_required', 'Send If-Match with the ETag of GET /api/settings, so that you change what you have seen.');
-      }
       const wanted: Wanted = { patch: body, versions: ifMatch, ip: request.ip ?? null, force: force === 'true', principal };
       let made: SettingsVersion | null = null;
       while (made === null) {
