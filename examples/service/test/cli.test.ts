@@ -1,5 +1,5 @@
 /** The terminal command, end to end: as a person types it, and as a script pipes into it. */
-import { readFileSync, statSync } from 'node:fs';
+import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
@@ -126,6 +126,27 @@ describe('the terminal command', () => {
     expect((await cli(['devices', 'rotation-code', deviceId, '--expires', '2d'])).code).toBe(1);
     expect((await cli(['devices', 'rotation-code', '00000000-0000-4000-8000-000000000000'])).code).toBe(1);
     expect((await cli(['audit', '--limit', '4'])).output).toMatch(/device\.key_rotated +success +device:/);
+  });
+
+  it('keeps secrets: from a pipe or made, read back byte for byte, from and into a file, and gone', async () => {
+    const set = await cli(['secrets', 'set', 'DB_PASSWORD', '--type', 'password', '--tag', 'prod'], 'first\n');
+    expect([set.code, set.output]).toEqual([0, expect.stringContaining('DB_PASSWORD is stored as')]);
+    expect((await cli(['secrets', 'set', 'DB_PASSWORD', '--reason', 'moved'], 'two\nlines \n')).output).toContain('Version 2 of DB_PASSWORD is stored.');
+    expect((await cli(['secrets', 'get', 'DB_PASSWORD'])).output).toBe('two\nlines ');
+    expect((await cli(['secrets', 'get', 'DB_PASSWORD', '--version', '1'])).output).toBe('first');
+    expect((await cli(['secrets', 'set', 'TOKEN', '--generate', 'sk-{base62:20}'])).output).toMatch(/^sk-[0-9A-Za-z]{20}\n\nTOKEN is stored/);
+    const file = join(cwd, 'secrets.env');
+    writeFileSync(file, 'DB_PASSWORD=third\nNEW="a b"\n');
+    expect((await cli(['secrets', 'import', file, '--dry-run'])).output).toContain('Nothing was written: 1 created, 1 updated, 0 unchanged, 0 invalid.');
+    expect((await cli(['secrets', 'import', file])).output).toContain('Done: 1 created, 1 updated');
+    expect((await cli(['secrets', 'export'])).output).toMatch(/^DB_PASSWORD='third'\nNEW='a b'\nTOKEN='sk-\w{20}'\n$/);
+    const listed = await cli(['secrets', 'list', '--search', 'prod']);
+    expect(listed.output).toMatch(/DB_PASSWORD +password +3 +- +prod/);
+    expect(listed.output).not.toContain('third');
+    expect((await cli(['secrets', 'rm', 'DB_PASSWORD', '--yes'])).output).toContain('Destroyed: DB_PASSWORD with all its versions.');
+    expect([(await cli(['secrets', 'get', 'DB_PASSWORD'])).output]).toEqual([expect.stringContaining('There is no secret called DB_PASSWORD')]);
+    expect((await cli(['secrets', 'set', 'X', '--value', 'x'])).output).toContain('unknown option');
+    expect((await cli(['secrets', 'generate', '--length', '30', '--no-symbols'])).output).toMatch(/^[0-9A-Za-z]{30}\n/);
   });
 
   it('calls the demo upstream until a provider key was stored, takes the key from a pipe, and never shows it', async () => {

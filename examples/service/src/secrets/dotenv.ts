@@ -102,6 +102,8 @@ function readLine(content: string, at: number, line: number): { readonly next: n
       return { next, found: { line, name: normalised(name), problem: 'something follows the closing quote' } };
     }
     const quoted = content.slice(valueAt + 1, closing);
+    // Some take the quote after a backslash for a part of the value, and read on.
+    if (quoted.endsWith('\\')) return { next, found: { line, name: normalised(name), problem: AMBIGUOUS } };
     return { next: afterNext, found: { line, name, value: quote === '"' ? quoted.replaceAll('\\n', '\n').replaceAll('\\r', '\r') : quoted } };
   }
   const plain = content.slice(valueAt, end);

@@ -55,10 +55,10 @@ describe('a .env file that is read', () => {
   });
 
   it('names every line that is none, or that is read in different ways, and shows no value', () => {
-    const text = ['just words', 'A', '=x', '1A=x', 'B=`open', "C='x' y", 'D=', "E=''", 'F=1', 'F=2', 'a-b=1', 'a.b=2', 'G="a\\"b"', 'H="a\\rb"'].join('\n');
+    const text = ['just words', 'A', '=x', '1A=x', 'B=`open', "C='x' y", 'D=', "E=''", 'F=1', 'F=2', 'a-b=1', 'a.b=2', 'G="a\\"b"', 'H="a\\rb"', "I='x\\'"].join('\n');
     const { variables, invalid } = readEnv(text);
     expect(variables.map(({ name }) => name)).toEqual(['F', 'a_b']);
-    expect(invalid.map(({ line, name }) => [line, name])).toEqual([[1, null], [2, null], [3, null], [4, null], [5, 'B'], [6, 'C'], [7, 'D'], [8, 'E'], [10, 'F'], [12, 'a_b'], [13, 'G'], [14, 'H']]);
+    expect(invalid.map(({ line, name }) => [line, name])).toEqual([[1, null], [2, null], [3, null], [4, null], [5, 'B'], [6, 'C'], [7, 'D'], [8, 'E'], [10, 'F'], [12, 'a_b'], [13, 'G'], [14, 'H'], [15, 'I']]);
     expect(JSON.stringify(invalid)).not.toMatch(/open|words|\\rb/);
   });
 

@@ -6,13 +6,14 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { AuditEntry } from '@keyguard/core/seams';
 import { UnavailableError } from '@keyguard/core/errors';
 import type { AuditLog } from '../../src/audit/log.ts';
+import type { Principal } from '../../src/auth/principal.ts';
 import { PERMISSION_NAMES } from '../../src/roles/permissions.ts';
 import { asJobs } from '../../src/db/as-user.ts';
 import { readSealed, rewrapRows, writeRewrapped } from '../../src/keys/sealed-tables.ts';
 import { sealedSecretVersions, SECRETS_TABLE, type HeldSecret } from '../../src/secrets/rows.ts';
 import { stateOf, type NewSecret, type SecretStore } from '../../src/secrets/store.ts';
 import { backends } from '../stage.ts';
-import { person, program } from '../roles/stage.ts';
+import { addProject, addRole, assign, person, program, type Stage as RoleStage } from '../roles/stage.ts';
 import { openSecretStage, type SecretStage } from './stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
@@ -36,7 +37,7 @@ describe.each(backends())('secrets on %s', () => {
   const create = (value: string, more: Partial<NewSecret> = {}, who = ann): Promise<HeldSecret> =>
     store.create(who, { name: randomUUID(), type: 'generic', value, tags: [], projectId: null, expiresAtMs: undefined, ...more });
   const change = (value: string, ifMatch: readonly string[] | null = null): { value: string; reason: null; expiresAtMs: undefined; ifMatch: readonly string[] | null } => ({ value, reason: null, expiresAtMs: undefined, ifMatch });
-  const read = async (id: string, version: number | null = null, who = ann): Promise<string> => (await store.reveal(who, id, { version, allowExpired: false })).value;
+  const read = async (id: string, version: number | null = null, who: Principal = ann): Promise<string> => (await store.reveal(who, id, { version, allowExpired: false })).value;
   const edit = (text: string, params: readonly unknown[] = []): Promise<unknown[]> => stage.superuser(text, params);
   const actions = async (id: string): Promise<string[]> => (await stage.entriesOf(id)).map(({ action }) => action);
 
@@ -105,6 +106,31 @@ describe.each(backends())('secrets on %s', () => {
       await edit('ALTER ROLE kg_app NOBYPASSRLS');
     }
     expect(await read(secret.id)).toBe('behind two doors');
+  });
+
+  it('goes by roles in its project, one permission at a time, also where only the database asks', async () => {
+    const rows = { sql: { query: async <Row>(text: string, params?: readonly unknown[]) => ({ rows: await stage.superuser<Row>(text, params) }) }, rowMacKey: stage.keys.rowMacKey, clock: stage.clock } as unknown as RoleStage;
+    const projectId = await addProject(rows, 'ann');
+    const { secret } = await create('of the project', { projectId });
+    await assign(rows, { userId: 'reader', roleId: await addRole(rows, 'reads secrets', ['secrets:read']), projectId });
+    await assign(rows, { userId: 'revealer', roleId: await addRole(rows, 'reveals secrets', ['secrets:read', 'secrets:reveal']), projectId });
+    await assign(rows, { userId: 'maker', roleId: await addRole(rows, 'makes secrets', ['secrets:create']), projectId });
+    const [reader, revealer, maker] = [person('reader'), person('revealer'), person('maker')];
+    expect((await store.read(reader, secret.id)).secret.name).toBe(secret.name);
+    await expect(read(secret.id, null, reader)).rejects.toMatchObject(problem('forbidden'));
+    expect(await read(secret.id, null, revealer)).toBe('of the project');
+    expect(await read(secret.id, null, ann)).toBe('of the project');
+    await expect(store.addVersion(revealer, secret.id, change('mine'))).rejects.toMatchObject(problem('forbidden'));
+    await expect(read(secret.id, null, program('revealer', ['secrets:read']))).rejects.toMatchObject(problem('forbidden'));
+    const made = await create('by the maker', { projectId }, maker);
+    expect(await read(made.secret.id, null, maker)).toBe('by the maker');
+    await expect(create('by the reader', { projectId }, reader)).rejects.toMatchObject(problem('not_found'));
+    // A row that a reader sees is not a value that they may open, even where nobody but the database says so.
+    const open = stage.store({ access: { permissionsOn: async () => new Set(PERMISSION_NAMES) } });
+    for (const act of [() => open.reveal(reader, secret.id, CURRENT), () => open.addVersion(reader, secret.id, change('mine')), () => open.destroy(reader, secret.id, null), () => open.update(reader, secret.id, { tags: [] }, null)]) {
+      await expect(act()).rejects.toMatchObject(problem('not_found'));
+    }
+    await expect(open.create(reader, { name: 'x', type: 'generic', value: 'x', tags: [], projectId, expiresAtMs: undefined })).rejects.toMatchObject({ seam: 'database' });
   });
 
   it('opens no value that was moved to another row, version, column, owner or project, or whose parts were mixed', async () => {
