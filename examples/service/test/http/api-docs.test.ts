@@ -10,7 +10,7 @@ describe('the page of the API', { timeout: 60_000 }, () => {
   beforeAll(async () => {
     stage = await startInProcess();
     browser = await chromium.launch(inject('chromium'));
-  }, 60_000);
+  }, 120_000);
   afterAll(async () => {
     await browser?.close();
     await stage.stop();

@@ -24,7 +24,7 @@ describe('an Idempotency-Key', () => {
     stage = await startInProcess();
     owner = await stage.newPerson('owner');
     other = await stage.newPerson('other');
-  }, 60_000);
+  }, 120_000);
   afterAll(() => stage.stop(), 60_000);
 
   const create = (key: string, body: object, token = owner.token): Promise<CallAnswer> =>
@@ -138,7 +138,7 @@ describe('a claim', () => {
     } as unknown as DeploymentKeys;
     audit = auditLog(sql, keys);
     idempotency = createIdempotency({ sql, keys, audit, clock, onFault: (error) => faults.push(error) });
-  }, 60_000);
+  }, 120_000);
   afterAll(() => database.close());
 
   let carriedOut = 0;

@@ -13,7 +13,7 @@ describe('every operation', () => {
     owner = await stage.newPerson('owner');
     other = await stage.newPerson('other');
     for (let n = 0; n < 3; n += 1) await call('POST', '/api/enrollment-codes', { body: { label: `code ${n}` } });
-  }, 60_000);
+  }, 120_000);
   afterAll(() => stage.stop(), 60_000);
 
   const call = (method: string, path: string, options: { headers?: Record<string, string>; body?: object; token?: string } = {}): Promise<CallAnswer> =>
