@@ -57,13 +57,13 @@ async function signIn(server: Api, email: string, password: string, code?: strin
   const { headers, json } = await server.send('POST', '/api/auth/sign-in/email', { email, password });
   const token = headers.get('set-auth-token');
   if (token === null) throw new CommandError('The server gave no session: is it a KeyGuard?');
-  await sessions.write(server.origin, { email, token });
+  let whole: string | null = token;
   if (json['second_factor'] === 'required') {
     const proven = await server.send('POST', '/api/auth/step-up', { code: code ?? (await ask('Code of your second factor')) }, token);
-    const whole = proven.headers.get('set-auth-token');
+    whole = proven.headers.get('set-auth-token');
     if (whole === null) throw new CommandError('The server gave no session: is it a KeyGuard?');
-    await sessions.write(server.origin, { email, token: whole });
   }
+  await sessions.write(server.origin, { email, token: whole });
   show(json, () => `Signed in at ${server.origin} as ${email}.`);
   if (json['second_factor'] === 'setup_required') remark(`This service demands a second factor of you. Set one up:  ${COMMAND} second-factor enable`);
 }
