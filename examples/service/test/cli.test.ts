@@ -149,6 +149,22 @@ describe('the terminal command', () => {
     expect((await cli(['secrets', 'generate', '--length', '30', '--no-symbols'])).output).toMatch(/^[0-9A-Za-z]{30}\n/);
   });
 
+  it('gives roles, makes programs with tokens of their own, and says who may not do what to themself', async () => {
+    expect((await cli(['users', 'list', '--email', 'admin'])).output).toMatch(/admin@example\.com +admin +administrator/);
+    await json('roles', 'create', 'deployer', 'projects:read,usage:read');
+    const { id: assignment } = await json('users', 'grant', EMAIL, 'deployer', '--expires', '12h');
+    expect((await cli(['users', 'roles', EMAIL])).output).toMatch(new RegExp(`^${assignment} +deployer +everywhere`, 'm'));
+    const { code, output } = await cli(['users', 'grant', EMAIL, 'secrets_reader']);
+    expect([code, output]).toEqual([1, expect.stringContaining('another administrator must do it')]);
+    expect((await cli(['users', 'demote', EMAIL])).output).toContain('Somebody must administer');
+    const made = await json('service-accounts', 'create', 'CI of the shop', 'projects:read', '--ip', '127.0.0.1,::1');
+    const answer = await fetch(`${service.origin}/api/projects`, { headers: { authorization: `Bearer ${made.token}` } });
+    expect([answer.status, await answer.json()]).toEqual([200, expect.objectContaining({ data: [] })]);
+    expect((await cli(['service-accounts', 'list'])).output).toMatch(new RegExp(`CI of the shop +kgsa_${made.token_prefix}_… +projects:read +in use`));
+    await json('service-accounts', 'disable', made.id);
+    expect((await fetch(`${service.origin}/api/projects`, { headers: { authorization: `Bearer ${made.token}` } })).status).toBe(401);
+  });
+
   it('calls the demo upstream until a provider key was stored, takes the key from a pipe, and never shows it', async () => {
     const { code } = await json('codes', 'create');
     const client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });

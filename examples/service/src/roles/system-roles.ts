@@ -30,7 +30,7 @@ export const SYSTEM_ROLES: readonly SystemRole[] = [
   },
   {
     name: 'project_manager',
-    description: 'Runs projects, their devices and their provider keys.',
+    description: 'Runs projects and their provider keys, and brings devices into them.',
     permissions: ['projects:read', 'projects:write', 'api_keys:read', 'api_keys:write', 'devices:read', 'devices:write', 'usage:read'],
   },
 ];
