@@ -98,7 +98,7 @@ const NOT_YET: Readonly<Record<string, string>> = {
 // Kubernetes sets these for services called "keyguard" or "keyguard-…".
 const SET_BY_CLUSTER = /^KEYGUARD_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_[0-9]+_.*)?)$/;
 // The command line's own, and the tests'.
-const NOT_OURS = new Set(['KEYGUARD_URL', 'KEYGUARD_EMAIL', 'KEYGUARD_PASSWORD', 'KEYGUARD_SETUP_CODE', 'KEYGUARD_KILL_ROUNDS', 'KEYGUARD_APPENDS', 'KEYGUARD_COPIES', 'KEYGUARD_REQUIRE_REDIS', 'KEYGUARD_REQUIRE_JUDGES', 'KEYGUARD_TEST_BACKEND', 'KEYGUARD_SLOW_TESTS']);
+const NOT_OURS = new Set(['KEYGUARD_URL', 'KEYGUARD_EMAIL', 'KEYGUARD_PASSWORD', 'KEYGUARD_SETUP_CODE', 'KEYGUARD_KILL_ROUNDS', 'KEYGUARD_APPENDS', 'KEYGUARD_COPIES', 'KEYGUARD_REQUIRE_REDIS', 'KEYGUARD_REQUIRE_JUDGES', 'KEYGUARD_TEST_BACKEND', 'KEYGUARD_SLOW_TESTS', 'KEYGUARD_ROTATED_ROWS']);
 // oxlint-disable-next-line no-control-regex -- that is what must not be in there
 const CONTROL = /[\u0000-\u001f\u007f]/;
 

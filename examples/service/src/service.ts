@@ -55,6 +55,7 @@ import { sessionOperations } from './auth/session-operations.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
+import { asVerifier } from './db/as-user.ts';
 import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
 import { openRedis } from './db/redis.ts';
 import { holdRoot } from './db/root-lock.ts';
@@ -439,6 +440,14 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       devicesAreWatched: () => watch.caughtUp(),
       settingsAreKnown: () => settings.assertKnown(),
       checkRedis: redis && (() => redis.replayStore.check()),
+      keysAreKnown: () => kekRotation.assertKeysKnown(),
+      databaseIsWritten: () => kekRotation.assertWritten(),
+      checkAuditHead: () =>
+        asVerifier(prompt, async (tx) => {
+          await tx.query(`SELECT set_config('lock_timeout', '800ms', true)`);
+          await tx.query('SELECT 1 FROM keyguard.lock_audit_head($1)', [chain.origin]);
+        }),
+      dataDir: config.dataDir,
       isStopping: () => isStopping,
     }),
     verifier,

@@ -222,12 +222,12 @@ describe('a start on the embedded database', () => {
         headers: { 'content-type': 'application/json' },
         body: JSON.stringify({ model: 'keyguard-demo', stream, messages: [{ role: 'user', content: 'word '.repeat(40) }] }),
       });
-    expect((await call('GET', '/readyz')).json).toEqual({ status: 'ready', checks: { database: 'ok', device_changes: 'ok', settings: 'ok', service: 'ok' } });
+    expect((await call('GET', '/readyz')).json).toEqual({ status: 'ready', checks: { database: 'ok', database_writes: 'ok', audit_log: 'ok', keys: 'ok', disk: 'ok', device_changes: 'ok', settings: 'ok', service: 'ok' } });
     const streaming = await chat(true);
     expect(streaming.status).toBe(200);
     const stopped = service.stop();
     await expect.poll(async () => (await call('GET', '/readyz')).status, { timeout: 1000, interval: 20 }).toBe(503);
-    expect((await call('GET', '/readyz')).json.checks).toEqual({ database: 'ok', device_changes: 'ok', settings: 'ok', service: 'is stopping' });
+    expect((await call('GET', '/readyz')).json.checks).toEqual({ database: 'ok', database_writes: 'ok', audit_log: 'ok', keys: 'ok', disk: 'ok', device_changes: 'ok', settings: 'ok', service: 'is stopping' });
     expect((await call('GET', '/healthz')).status).toBe(200);
     expect((await chat(false)).status).toBe(503);
     expect((await streaming.text()).endsWith('data: [DONE]\n\n')).toBe(true);

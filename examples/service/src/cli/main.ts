@@ -6,6 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addAuditCommands } from './audit.ts';
+import { addBackupCommands } from './backup-commands.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addPeopleCommands } from './people-commands.ts';
 import { addSecretCommands } from './secrets.ts';
@@ -247,6 +248,7 @@ addSharing(addSecretCommands(program, { api, show, path, text, wholeNumber, dura
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
 addKeyCommands(keys, { api, show });
 addPeopleCommands(program, { api, show, duration, askNewPassword });
+addBackupCommands(program, { show });
 
 keys
   .command('add')

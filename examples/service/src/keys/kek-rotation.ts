@@ -46,6 +46,10 @@ export interface KekRotationOptions {
 export interface KekRotation {
   /** Looks now for what is to be done, and not at the next poll. */
   wake(): void;
+  /** @throws UnavailableError when the keys could not be read for some seconds */
+  assertKeysKnown(): void;
+  /** @throws UnavailableError when this replica could not write that it is there, for some seconds */
+  assertWritten(): void;
   /** Lets the batch at hand come to its end, and leaves the rest to others. */
   stop(): Promise<void>;
 }
@@ -65,6 +69,9 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
   const { sql, prompt, keyring, tables, audit, log, pollMs = POLL_MS, batchRows = BATCH_ROWS } = options;
   const replicaId = randomUUID();
   const warned = new Set<string>();
+  // As if it had been done just now: the start has.
+  let refreshedAtMs = performance.now();
+  let writtenAtMs = performance.now();
   let reported = '';
   let reportedAtMs = Number.NEGATIVE_INFINITY;
   let damagedUntilMs = Number.NEGATIVE_INFINITY;
@@ -87,6 +94,7 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
     });
     reported = words;
     reportedAtMs = performance.now();
+    writtenAtMs = reportedAtMs;
   }
 
   async function countWraps(): Promise<void> {
@@ -209,6 +217,7 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
         });
         after = rewrapped.at(-1)!.key;
         await report();
+        refreshedAtMs = performance.now();
         await nextTurn();
       }
     }
@@ -265,6 +274,7 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
 
   async function turn(): Promise<void> {
     await keyring.refresh();
+    refreshedAtMs = performance.now();
     await report();
     await countWraps();
     await work();
@@ -301,6 +311,12 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
   schedule(0);
   return {
     wake: () => schedule(0),
+    assertKeysKnown() {
+      if (performance.now() - refreshedAtMs > SILENT_MS) throw new UnavailableError('kek', 'The keys could not be read for some seconds.');
+    },
+    assertWritten() {
+      if (performance.now() - writtenAtMs > SILENT_MS) throw new UnavailableError('database', 'Nothing could be written for some seconds.');
+    },
     async stop() {
       isStopped = true;
       clearTimeout(timer);

@@ -45,6 +45,8 @@ export interface KeyringOptions {
 
 interface Held {
   readonly provider: KeyProvider;
+  /** Under which root it was when it was opened. */
+  readonly rootId: string;
   /** When it was first found to be disabled. */
   disabledAtMs: number | null;
 }
@@ -63,7 +65,7 @@ export async function openKeyring({ records, openRecord, makeRecord }: KeyringOp
   async function hold(record: KeyRecord): Promise<void> {
     const key = await openRecord(record);
     try {
-      held.set(record.id, { provider: await aesKeyProvider({ kekId: record.id, key, primitives }), disabledAtMs: null });
+      held.set(record.id, { provider: await aesKeyProvider({ kekId: record.id, key, primitives }), rootId: record.rootId, disabledAtMs: null });
     } finally {
       key.fill(0);
     }
@@ -73,6 +75,9 @@ export async function openKeyring({ records, openRecord, makeRecord }: KeyringOp
     const startedAtMs = performance.now();
     const kept = (await records.list()).filter(({ purpose }) => purpose === KEK_PURPOSE);
     for (const record of kept) {
+      if (USABLE.has(record.state) && (held.get(record.id)?.rootId ?? record.rootId) !== record.rootId) {
+        throw new UnavailableError('kek', 'The root key was changed while this process ran: restart it with the new one.');
+      }
       if (USABLE.has(record.state) && !held.has(record.id)) await hold(record);
     }
     const usable = new Set(kept.filter(({ state }) => USABLE.has(state)).map(({ id }) => id));
