@@ -24,7 +24,11 @@ const resetBody = z.strictObject({ expires_in_s: z.int().min(60).max(DAY_SECONDS
 
 const token = z.string().min(1).max(100);
 const acceptBody = z.strictObject({ token, password: newPassword, name: z.string().trim().min(1).max(100) });
-const acceptResetBody = z.strictObject({ token, password: newPassword });
+const acceptResetBody = z.strictObject({
+  token,
+  second_token: token.optional().describe('Of another administrator; needed where there are two beside the person.'),
+  password: newPassword,
+});
 
 const invitation = z
   .object({
@@ -135,13 +139,14 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
       {
         id: 'acceptPasswordReset', action: 'password_reset.accept', method: 'post', path: '/api/password-resets/accept', tag: TAG, access: 'public',
         summary: 'Set a new password with a token, and end all sessions',
+        description: 'Where there are two administrators beside the person it takes a token of each of two: no administrator becomes somebody else alone.',
         body: acceptResetBody,
         answers: { 204: { description: 'The new password counts' } },
-        problems: ['link_invalid'],
+        problems: ['link_invalid', 'four_eyes_required'],
       },
       async ({ body, request }) => {
         await limitTries(linkLimiter, request.ip, clock.nowMs());
-        await passwordResets.accept(body.token, body.password);
+        await passwordResets.accept(body.token, body.second_token ?? null, body.password);
         return {};
       },
     ),

@@ -1,13 +1,15 @@
 /**
  * A new password for who forgot the old one: an administrator makes a one-time token and hands it over. Whoever uses it ends all
- * sessions of the account; its second factor stays.
+ * sessions of the account; its second factor stays. Where there are two administrators beside that person it takes a token of each of
+ * two, so that nobody becomes somebody else alone.
  */
 import { randomUUID } from 'node:crypto';
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
-import type { RowField, SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import { postgresAdministrators, type RowField, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
+import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { accountOf, type Attempts } from './attempts.ts';
 import { setPasswordIn } from './credentials.ts';
@@ -16,10 +18,13 @@ import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
 
 export interface PasswordResets {
-  /** The token is shown this once; one that was made before is worth nothing from now on. `null` where there is no such person. */
+  /** The token is shown this once; one that the same administrator made before is worth nothing from now on. `null` where there is no such person. */
   create(userId: string, expiresInSeconds: number, by: Person): Promise<{ readonly token: string; readonly expiresAtMs: number } | null>;
-  /** Sets the password; one winner, whatever races. @throws HttpProblem `link_invalid` */
-  accept(token: string, password: string): Promise<void>;
+  /**
+   * Sets the password; one winner, whatever races. `secondToken` is one of another administrator's.
+   * @throws HttpProblem `link_invalid`, and `four_eyes_required` where a second token is needed and is missing
+   */
+  accept(token: string, secondToken: string | null, password: string): Promise<void>;
 }
 
 interface Row {
@@ -45,6 +50,28 @@ export interface PasswordResetsOptions {
 export function createPasswordResets({ sql, keys, audit, attempts, clock = systemClock }: PasswordResetsOptions): PasswordResets {
   const links = oneTimeLinks({ table: 'password_resets', prefix: 'kgr_' }, { hash: keys.hashToken, rowMacKey: keys.rowMacKey });
 
+  const administratorsIn = (tx: SqlTransaction): ReturnType<typeof postgresAdministrators> => postgresAdministrators(tx, { rowMacKey: keys.rowMacKey, clock });
+
+  /** Whether there are two who could each make a token for this person. */
+  async function needsTwo(tx: SqlTransaction, userId: string): Promise<boolean> {
+    const { rows } = await tx.query<{ user_id: string }>(
+      `SELECT a.user_id FROM keyguard.administrators a
+        WHERE a.user_id <> $1 AND NOT EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = a.user_id) LIMIT 2`,
+      [userId],
+    );
+    return rows.length === 2;
+  }
+
+  /** The row of each token, where they let this password be set; `null` where not. */
+  async function allowedIn(tx: SqlTransaction, tokenHash: string, secondHash: string | null): Promise<readonly [Row, ...Row[]] | null> {
+    const first = await openIn(tx, tokenHash);
+    if (first === null) return null;
+    if (!(await needsTwo(tx, first.user_id))) return [first];
+    if (secondHash === null) throw new HttpProblem('four_eyes_required', 'This takes a second token as well, of another administrator: send it as second_token.');
+    const second = await openIn(tx, secondHash);
+    return second !== null && second.user_id === first.user_id && second.created_by !== first.created_by ? [first, second] : null;
+  }
+
   async function openIn(tx: SqlTransaction, tokenHash: string): Promise<Row | null> {
     const { rows } = await tx.query<Row>(
       `SELECT r.id, r.token_hash, r.user_id, r.created_by, r.created_at_ms, r.expires_at_ms, r.mac_key_id, r.mac, u.email
@@ -55,6 +82,8 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
     );
     const row = rows[0];
     if (row === undefined) return null;
+    // Who has stopped being an administrator meanwhile lets nobody in.
+    if (!(await administratorsIn(tx).has(row.created_by))) return null;
     const fields = [row.id, row.token_hash, row.user_id, row.created_by, Number(row.created_at_ms), Number(row.expires_at_ms)];
     await links.demandIntact(fields, { macKeyId: row.mac_key_id, mac: row.mac });
     return row;
@@ -75,7 +104,7 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
       return asAuth(sql, async (tx) => {
         const { rows } = await tx.query('SELECT 1 FROM keyguard_auth.users WHERE id = $1', [userId]);
         if (rows.length === 0) return null;
-        await tx.query('DELETE FROM keyguard_auth.password_resets WHERE user_id = $1', [userId]);
+        await tx.query('DELETE FROM keyguard_auth.password_resets WHERE user_id = $1 AND created_by = $2', [userId, by.userId]);
         await tx.query(
           `INSERT INTO keyguard_auth.password_resets (id, token_hash, user_id, created_by, created_at_ms, expires_at_ms, mac_key_id, mac)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
@@ -86,23 +115,30 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
       });
     },
 
-    async accept(token, password) {
+    async accept(token, secondToken, password) {
       const tokenHash = links.hashOf(token);
-      if (tokenHash === null || (await asAuth(sql, (tx) => openIn(tx, tokenHash))) === null) return refuse();
+      const secondHash = secondToken === null ? null : links.hashOf(secondToken);
+      if (tokenHash === null || (secondToken !== null && secondHash === null)) return refuse();
+      if ((await asAuth(sql, (tx) => allowedIn(tx, tokenHash, secondHash))) === null) return refuse();
       const passwordHash = await passwords.hash(password);
       const isDone = await asAuth(sql, async (tx) => {
-        const row = await openIn(tx, tokenHash);
-        if (row === null) return false;
+        const allowed = await allowedIn(tx, tokenHash, secondHash);
+        if (allowed === null) return false;
+        const [{ user_id: userId, email }] = allowed;
         const { rows } = await tx.query(
-          'UPDATE keyguard_auth.password_resets SET used_at_ms = $2 WHERE id = $1 AND used_at_ms IS NULL AND expires_at_ms > $2 RETURNING id',
-          [row.id, clock.nowMs()],
+          'UPDATE keyguard_auth.password_resets SET used_at_ms = $2 WHERE id = ANY($1) AND used_at_ms IS NULL AND expires_at_ms > $2 RETURNING id',
+          [allowed.map(({ id }) => id), clock.nowMs()],
         );
-        if (rows.length === 0) return false;
-        await setPasswordIn(tx, row.user_id, passwordHash);
-        await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1', [row.user_id]);
+        // Nothing of this is kept where somebody else was faster with one of them.
+        if (rows.length < allowed.length) throw linkInvalid();
+        await setPasswordIn(tx, userId, passwordHash);
+        await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1', [userId]);
         // What was counted of the old password says nothing of the new one.
-        await attempts.unlock(accountOf(row.email), tx);
-        await audit.recordIn(tx, { action: 'password_reset.accept', outcome: 'success', actor: `user:${row.user_id}`, resource: `user:${row.user_id}`, made_by: row.created_by });
+        await attempts.unlock(accountOf(email), tx);
+        await audit.recordIn(tx, {
+          action: 'password_reset.accept', outcome: 'success', actor: `user:${userId}`, resource: `user:${userId}`,
+          made_by: allowed.map(({ created_by: by }) => by).join(' '),
+        });
         return true;
       });
       if (!isDone) await refuse();

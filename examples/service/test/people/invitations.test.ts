@@ -146,7 +146,7 @@ describe.each(backends())('invitations on %s', (_title, open) => {
       const { json } = await reset(carol.userId);
       const attempts = createAttempts({ sql: stage.sql(), hash: keys.hashToken, clock: stage.time });
       const resets = createPasswordResets({ sql: stage.sql(), keys, audit: quiet, attempts, clock: stage.time });
-      const settled = await Promise.allSettled(Array.from({ length: 25 }, (_, i) => resets.accept(json.token, `the password number ${i}`)));
+      const settled = await Promise.allSettled(Array.from({ length: 25 }, (_, i) => resets.accept(json.token, null, `the password number ${i}`)));
       expect(settled.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
       const again = await reset(carol.userId);
       await asAuth(stage.sql(), async (tx) => {
@@ -156,7 +156,38 @@ describe.each(backends())('invitations on %s', (_title, open) => {
           [stage.admin.userId, carol.userId]);
       });
       const forged = createPasswordResets({ sql: stage.sql(), keys: { ...keys, hashToken: () => 'B'.repeat(43) }, audit: quiet, attempts, clock: stage.time });
-      await expect(forged.accept(again.json.token, 'a password of the forger')).rejects.toMatchObject({ name: 'UnavailableError' });
+      await expect(forged.accept(again.json.token, null, 'a password of the forger')).rejects.toMatchObject({ name: 'UnavailableError' });
+    });
+  });
+
+  describe('a new password where there are two administrators', () => {
+    it('takes a token of each, for the same person, while both administer', async () => {
+      const [dave, erin, frank] = [await stage.newPerson('dave'), await stage.newPerson('erin'), await stage.newPerson('frank')];
+      expect((await stage.call('PUT', `/api/users/${erin.userId}/administrator`, { token: stage.admin.token })).status).toBeLessThan(300);
+      const make = async (userId: string, by: { readonly token: string }): Promise<string> => {
+        const { status, json } = await stage.call('POST', `/api/users/${userId}/password-reset`, { token: by.token, body: {} });
+        expect(status).toBe(201);
+        tokens.push(json.token);
+        return json.token as string;
+      };
+      const use = (token: string, second?: string): Promise<CallAnswer> =>
+        stage.call('POST', '/api/password-resets/accept', { body: { token, password: 'quite another password', ...(second !== undefined && { second_token: second }) } });
+
+      const [one, two] = [await make(dave.userId, stage.admin), await make(dave.userId, erin)];
+      expect((await use(one)).json.code).toBe('four_eyes_required');
+      expect((await use(one, one)).json.code).toBe('link_invalid');
+      expect((await use(one, await make(frank.userId, erin))).json.code).toBe('link_invalid');
+      expect((await use(one, `kgr_${'A'.repeat(43)}`)).json.code).toBe('link_invalid');
+      expect((await use(two, one)).status).toBe(204);
+      expect((await use(one, two)).json.code).toBe('link_invalid');
+      expect((await stage.signIn(dave.email, 'quite another password')).status).toBe(200);
+
+      // Of the two that are left there is one beside erin herself.
+      const herOwn = await make(erin.userId, stage.admin);
+      expect((await use(herOwn)).status).toBe(204);
+      const late = await make(frank.userId, stage.admin);
+      expect((await stage.call('DELETE', `/api/users/${erin.userId}/administrator`, { token: stage.admin.token })).status).toBeLessThan(300);
+      expect((await use(late)).status).toBe(204);
     });
   });
 
