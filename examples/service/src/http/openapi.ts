@@ -57,7 +57,7 @@ function responsesOf(one: Operation): ZodOpenApiResponsesObject {
   for (const [status, { description, json, types = [], headers }] of Object.entries(one.answers)) {
     const content = {
       ...(json !== undefined && { 'application/json': { schema: json } }),
-      ...Object.fromEntries(types.map((type) => [type, { schema: z.string() }])),
+      ...Object.fromEntries(types.map((type) => [type, { schema: type === 'application/json' ? z.unknown() : z.string() }])),
     };
     responses[status] = {
       description,

@@ -3,7 +3,6 @@
  * KEYGUARD_TEST_BACKEND says so; with what nobody else may have, the superuser's hand on the rows.
  */
 import { join } from 'node:path';
-import { PGlite } from '@electric-sql/pglite';
 import pg from 'pg';
 import { grantRolesTo, pgClient, pgliteClient, postgresKeyRecords, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 import { checkpointStore, type CheckpointStore } from '../../src/audit/checkpoint-store.ts';
@@ -14,6 +13,7 @@ import { loginOf } from '../../src/db/connect.ts';
 import { migrateAll } from '../../src/db/migrate.ts';
 import { openDeploymentKeys, type DeploymentKeys } from '../../src/keys/hierarchy.ts';
 import { folder, postgresBackend, remove } from '../stage.ts';
+import { migratedDatabase } from '../migrated.ts';
 
 export interface Replica {
   readonly keys: DeploymentKeys;
@@ -76,10 +76,9 @@ interface Opened {
 }
 
 async function embedded(): Promise<Opened> {
-  const database = await PGlite.create();
+  const { database, remove } = await migratedDatabase();
   const sql = pgliteClient(database);
-  await migrateAll(sql);
-  return { sql, superuser: sql, close: () => database.close() };
+  return { sql, superuser: sql, close: remove };
 }
 
 async function onPostgres(): Promise<Opened> {

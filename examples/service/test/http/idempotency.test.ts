@@ -1,19 +1,19 @@
 /** Idempotency-Key: a creation that is asked for again happens once, whatever is asked at the same time or dies in between. */
 import { randomBytes, randomUUID } from 'node:crypto';
-import { PGlite } from '@electric-sql/pglite';
+import type { PGlite } from '@electric-sql/pglite';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { aesKeyProvider } from '@keyguard/core/vault';
 import { nodeMacKey, pgliteClient, type SqlClient } from '@keyguard/storage-node/postgres';
 import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import { auditLog, type AuditLog } from '../../src/audit/log.ts';
 import type { Person } from '../../src/auth/principal.ts';
-import { asUser } from '../../src/db/as-user.ts';
-import { migrateAll } from '../../src/db/migrate.ts';
+import { asJobs, asUser } from '../../src/db/as-user.ts';
 import { createIdempotency, KEPT_MS, LEASE_MS, readIdempotencyKey, type Idempotency } from '../../src/http/idempotency.ts';
 import type { Answer } from '../../src/http/operations.ts';
 import type { DeploymentKeys } from '../../src/keys/hierarchy.ts';
 import { startInProcess, type Person as SignedIn, type Stage } from '../matrix/stage.ts';
 import type { CallAnswer } from '../stage.ts';
+import { migratedDatabase } from '../migrated.ts';
 
 describe('an Idempotency-Key', () => {
   let stage: Stage;
@@ -119,6 +119,7 @@ describe('an Idempotency-Key', () => {
 describe('a claim', () => {
   const PRINCIPAL: Person = { kind: 'person', userId: 'owner', actor: 'user:owner', sessionId: 's', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } };
   let database: PGlite;
+  let remove: () => Promise<void>;
   let sql: SqlClient;
   let audit: AuditLog;
   let idempotency: Idempotency;
@@ -126,10 +127,12 @@ describe('a claim', () => {
   const clock = { now: Date.now(), nowMs: (): number => clock.now };
 
   beforeAll(async () => {
-    database = await PGlite.create();
-    const client = pgliteClient(database);
-    await migrateAll(client);
-    sql = client;
+    ({ database, remove } = await migratedDatabase());
+    sql = pgliteClient(database);
+    // Replies are sealed under a key that is in use, and under no other.
+    await asJobs(sql, (tx) =>
+      tx.query(`INSERT INTO keyguard.kek_keys (id, purpose, state, wrapped, root_id, created_at_ms) VALUES ('kek', 'kek', 'primary', $1, 'root', 1)`, [randomBytes(32)]),
+    );
     const keys = {
       deploymentId: 'test',
       kek: await aesKeyProvider({ kekId: 'kek', key: randomBytes(32), primitives: nodeVaultPrimitives() }),
@@ -139,7 +142,7 @@ describe('a claim', () => {
     audit = auditLog(sql, keys);
     idempotency = createIdempotency({ sql, keys, audit, clock, onFault: (error) => faults.push(error) });
   }, 120_000);
-  afterAll(() => database.close());
+  afterAll(() => remove());
 
   let carriedOut = 0;
   /** What a handler does: something slow, then one transaction with its entry in it. */

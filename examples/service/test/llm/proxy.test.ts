@@ -466,7 +466,7 @@ describe('the audit log', () => {
     const common = { actor: `device:${deviceId}`, owner_id: 'owner', project_id: 'project', key_id: stage.key.keyId, provider: 'openai', method: 'POST', path: '/proxy/openai/v1/files', call_id: stage.events[0]!.callId };
     expect(entries).toEqual([
       { action: 'llm.call', outcome: 'success', ...common },
-      { action: 'llm.call_ended', outcome: 'success', ...common, status: 200, code: 'completed', response_bytes: JSON.stringify(COMPLETION).length, duration_ms: expect.any(Number), model: 'm' },
+      { action: 'llm.call_ended', outcome: 'success', ...common, status: 200, code: 'completed', request_bytes: 11, response_bytes: JSON.stringify(COMPLETION).length, duration_ms: expect.any(Number), model: 'm' },
     ]);
     expect(JSON.stringify(entries)).not.toContain('secret');
   });

@@ -3,12 +3,14 @@
  * people apart: row-level security, or the application's own check.
  */
 import { randomBytes, randomInt, randomUUID } from 'node:crypto';
+import { join } from 'node:path';
 import { hashPassword } from 'better-auth/crypto';
 import { pino } from 'pino';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { startService, type Service } from '../../src/service.ts';
+import { migratedAt } from '../migrated.ts';
 import { caller, folder, remove, type CallAnswer, type CallOptions } from '../stage.ts';
 
 /** Which layer is taken away. */
@@ -42,6 +44,7 @@ const PASSWORD = 'a long and quiet password';
 
 export async function startInProcess(): Promise<Stage> {
   const directory = await folder();
+  await migratedAt(join(directory, 'database'));
   const said: string[] = [];
   let sql: SqlClient | undefined;
   let isChecked = true;

@@ -2,6 +2,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import { hashPassword } from 'better-auth/crypto';
 import pg from 'pg';
+import { join } from 'node:path';
 import { pino } from 'pino';
 import type { Clock } from '@keyguard/core/seams';
 import type { SqlClient, SqlResult } from '@keyguard/storage-node/postgres';
@@ -39,7 +40,7 @@ export async function startOn(backend: Backend, environment: Record<string, stri
   const config = readConfig(
     {
       PORT: '0',
-      KEYGUARD_DATA_DIR: deployment.folder,
+      KEYGUARD_DATA_DIR: join(deployment.folder, 'data'),
       KEYGUARD_REQUESTS_PER_MINUTE: '100000',
       KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000',
       KEYGUARD_ADMIN_EMAIL: 'admin@example.com',

@@ -1,12 +1,11 @@
 /** A migrated database in memory, and the rows that give somebody a role. Statements outside `asRole` run as its superuser. */
 import { randomBytes, randomUUID } from 'node:crypto';
-import { PGlite } from '@electric-sql/pglite';
 import type { Clock } from '@keyguard/core/seams';
 import { nodeMacKey, pgliteClient, rowMac, type RowMacKey, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 import type { Person, ServiceAccount } from '../../src/auth/principal.ts';
-import { migrateAll } from '../../src/db/migrate.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE, roleFields, ROLES_TABLE } from '../../src/roles/access.ts';
 import type { Permission } from '../../src/roles/permissions.ts';
+import { migratedDatabase } from '../migrated.ts';
 
 export interface Stage {
   readonly sql: SqlScriptClient;
@@ -16,11 +15,10 @@ export interface Stage {
 }
 
 export async function openStage(): Promise<Stage> {
-  const database = await PGlite.create();
+  const { database, remove } = await migratedDatabase();
   const sql = pgliteClient(database);
-  await migrateAll(sql);
   const clock = { now: Date.now(), nowMs: (): number => clock.now };
-  return { sql, rowMacKey: nodeMacKey({ keyId: 'row-mac-1', key: randomBytes(32) }), clock, close: () => database.close() };
+  return { sql, rowMacKey: nodeMacKey({ keyId: 'row-mac-1', key: randomBytes(32) }), clock, close: remove };
 }
 
 export async function addRole({ sql, rowMacKey, clock }: Stage, name: string, permissions: readonly Permission[]): Promise<string> {

@@ -20,6 +20,10 @@ const as = <T>(userId: string, fn: (tx: SqlTransaction) => Promise<T>): Promise<
 
 beforeAll(async () => {
   stage = await openStage();
+  // Rows are taken under a key that is in use, and under no other.
+  await asJobs(stage.sql, (tx) =>
+    tx.query(`INSERT INTO keyguard.kek_keys (id, purpose, state, wrapped, root_id, created_at_ms) VALUES ('kek', 'kek', 'primary', $1, 'root', 1), ('kek-2', 'kek', 'decrypt-only', $1, 'root', 1)`, [MAC]),
+  );
   shared = sharedWith({ ...stage, access: createAccess(stage) });
 });
 afterAll(() => stage.close());

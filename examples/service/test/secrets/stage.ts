@@ -14,6 +14,7 @@ import { openDeploymentKeys, type DeploymentKeys } from '../../src/keys/hierarch
 import { createAccess, type Access } from '../../src/roles/access.ts';
 import { createSecretStore, type SecretStore, type SecretStoreOptions } from '../../src/secrets/store.ts';
 import { folder, postgresBackend, remove, type PostgresBackend } from '../stage.ts';
+import { migratedAt } from '../migrated.ts';
 
 export interface SecretStage {
   readonly sql: SqlClient;
@@ -46,9 +47,9 @@ interface Opened {
 
 async function openEmbedded(): Promise<Opened> {
   const directory = await folder();
+  await migratedAt(join(directory, 'database'));
   const database = await PGlite.create(join(directory, 'database'));
   const sql = pgliteClient(database);
-  await migrateAll(sql);
   return {
     sql,
     directory: join(directory, 'database'),
