@@ -1,4 +1,4 @@
-/** The short form of `storm.slow.test.ts`: one storm, judged by the middle one of the calls in it. */
+/** The short form of `storm.quiet.test.ts`: one storm, judged by the middle one of the calls in it. */
 import { afterAll, describe, expect, it } from 'vitest';
 import { embeddedBackend } from './stage.ts';
 import { describeStorm, measureStorm } from './storm/run.ts';
