@@ -5,6 +5,7 @@
  */
 import { enableCompileCache } from 'node:module';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { ConfigError, readConfig, secretsOf, withDotEnv } from './config.ts';
 import { claimFolder } from './db/folder-lock.ts';
 
@@ -27,6 +28,22 @@ function explain(error: unknown): string {
 
 async function main(): Promise<void> {
   const config = readConfig(withDotEnv(process.env, process.cwd()), process.cwd());
+  let stoppingSinceMs: number | null = null;
+  let stopStarted: (() => void) | null = null;
+  // Before anything is held: whoever stops a service that is just starting means it as well, and the first process of a container
+  // does not end by a signal that it does not listen to.
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.on(signal, () => {
+      // Whoever runs us may hand on the signal that the terminal has sent us already.
+      if (stoppingSinceMs !== null && performance.now() - stoppingSinceMs > SAME_SIGNAL_MS) process.exit(1);
+      if (stoppingSinceMs !== null) return;
+      stoppingSinceMs = performance.now();
+      say(stopStarted === null ? 'Stopping: it was just starting. Once more to stop at once.' : 'Stopping: running calls have half a minute to end. Once more to stop at once.');
+      stopStarted?.();
+    });
+  }
+  const isStopping = (): boolean => stoppingSinceMs !== null;
+
   const lock = await claimFolder(config.dataDir, () => {
     // Another process may have the folder by now: nothing more must be written, not even a last word to the database.
     process.stderr.write(`The lock of the data folder ${config.dataDir} was deleted while KeyGuard ran: it stops at once, before two processes write there.\n`);
@@ -36,35 +53,26 @@ async function main(): Promise<void> {
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
   const log = createLog(config.logLevel, { secrets: secretsOf(config) });
-  const starting = startService({ config, log, say });
-  let stoppingSinceMs: number | null = null;
-  let isStarting = true;
+  const leave = (): never => {
+    lock.release();
+    process.exit(0);
+  };
+  // A signal that came while all of this was loaded is heard of when the loop has asked for news, once it has turned.
+  await setImmediate();
+  await setImmediate();
+  if (isStopping()) leave();
+  const service = await startService({ config, log, say });
   const stop = async (): Promise<void> => {
-    // A start that fails is told where it is awaited, and has closed by itself what it had opened.
-    const service = await starting.catch(() => null);
-    if (service === null) return;
     try {
       await service.stop();
-      lock.release();
-      process.exit(0);
+      leave();
     } catch (error) {
       log.error({ error: describeError(error) }, 'the stop failed');
       process.exit(1);
     }
   };
-  // From the beginning: whoever stops a service that is just starting means it as well.
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.on(signal, () => {
-      // Whoever runs us may hand on the signal that the terminal has sent us already.
-      if (stoppingSinceMs !== null && performance.now() - stoppingSinceMs > SAME_SIGNAL_MS) process.exit(1);
-      if (stoppingSinceMs !== null) return;
-      stoppingSinceMs = performance.now();
-      say(isStarting ? 'Stopping: it was just starting. Once more to stop at once.' : 'Stopping: running calls have half a minute to end. Once more to stop at once.');
-      void stop();
-    });
-  }
-  await starting;
-  isStarting = false;
+  stopStarted = () => void stop();
+  if (isStopping()) stopStarted();
 }
 
 try {

@@ -26,6 +26,7 @@ import {
   postgresDeviceDirectory,
   postgresKeyRecords,
   postgresReplayStore,
+  type SqlScriptClient,
 } from '@keyguard/storage-node/postgres';
 import { providerKeys } from './api-keys/provider-keys.ts';
 import { apiKeyOperations } from './api-keys/operations.ts';
@@ -56,7 +57,7 @@ import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
 import { asVerifier } from './db/as-user.ts';
-import { assertMigrated, migrateAll, SCHEMAS } from './db/migrate.ts';
+import { assertMigrated, prepareSchema, SCHEMAS } from './db/migrate.ts';
 import { openRedis } from './db/redis.ts';
 import { holdRoot } from './db/root-lock.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
@@ -186,19 +187,26 @@ async function listen(server: Server, { port, host }: Config): Promise<number> {
 /** The database, brought up to date and found safe; by the owner's login where there is one, which is closed again. */
 async function openDatabase(config: Config, log: Logger): Promise<Database> {
   const onError = (error: Error): void => log.warn({ error: describeError(error) }, 'a database connection broke');
+  const migrated = async (sql: SqlScriptClient, place: string): Promise<void> => {
+    const applied = await prepareSchema(sql, place);
+    if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
+  };
   if (config.database.kind === 'embedded') {
     const database = await openEmbedded(config.dataDir);
-    const applied = await migrateAll(database.sql);
-    if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
-    await assertSafeRoles(database.sql, { schemas: SCHEMAS, embedded: true });
-    return database;
+    try {
+      await migrated(database.sql, 'The database of the data folder');
+      await assertSafeRoles(database.sql, { schemas: SCHEMAS, embedded: true });
+      return database;
+    } catch (error) {
+      await database.close();
+      throw error;
+    }
   }
   const { url, ownerUrl } = config.database;
   if (ownerUrl !== null) {
     const owner = openPostgresOwner(ownerUrl, onError);
     try {
-      const applied = await migrateAll(owner.sql);
-      if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
+      await migrated(owner.sql, 'The database of DATABASE_OWNER_URL');
       await grantRolesTo(owner.sql, loginOf(url));
     } finally {
       await owner.close();

@@ -252,6 +252,7 @@ describe('a start on PostgreSQL', () => {
     };
     expect(await refused({})).toContain('Start once with DATABASE_OWNER_URL');
     expect(await refused({ DATABASE_URL: 'postgres://nobody:nothing@127.0.0.1:1/none' })).toMatch(/DATABASE_URL cannot be reached.+\n {2}\(connect ECONNREFUSED/);
+    expect(await refused({ DATABASE_OWNER_URL: 'postgres://nobody:nothing@127.0.0.1:1/none' })).toMatch(/DATABASE_OWNER_URL cannot be reached, or refuses this login\.\n {2}\(connect ECONNREFUSED/);
     expect(await refused({ DATABASE_URL: url.replace(/:\/\/[^@]+@/, '://nobody:nothing@') })).toMatch(/refuses this login.+\n {2}\(SQLSTATE 28/);
 
     const first = await startService(deployment.folder, { ...ADMIN, DATABASE_URL: url, DATABASE_OWNER_URL: ownerUrl });

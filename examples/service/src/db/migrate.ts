@@ -8,9 +8,33 @@ export const SCHEMAS: readonly string[] = ['keyguard', 'keyguard_auth'];
 
 const OWN: MigrationSet = { component: 'service', directory: new URL('../../migrations/', import.meta.url), schema: 'keyguard_auth' };
 
+const SQLSTATE = /^[0-9A-Z]{5}$/;
+// Connections (class 08), logins (28), databases that are not there (3D), servers that are full (53300) or stop (57P).
+const UNREACHED = /^(?:08|28|3D|53300|57P)/;
+const MEND = 'Mend what the database says here, then start again, which goes on where this start ended; or restore a backup and start the version that ran before.';
+
 /** The stores' migrations, then the service's own. Answers with what was applied. */
 export function migrateAll(sql: SqlScriptClient): Promise<readonly string[]> {
   return migrate(sql, { migrations: [OWN] });
+}
+
+/**
+ * {@link migrateAll}, for a start: what fails says what to do. `place` is how the operator knows the database.
+ * @throws NotMigratedError when a file fails, or the database is not an earlier state of these files
+ * @throws UnavailableError when the database does not answer, or refuses the login
+ */
+export async function prepareSchema(sql: SqlScriptClient, place: string): Promise<readonly string[]> {
+  try {
+    return await migrateAll(sql);
+  } catch (error) {
+    if (!isUnavailable(error)) throw error;
+    const { cause } = error;
+    const { code } = (cause ?? {}) as { code?: unknown };
+    if (typeof code !== 'string' || !SQLSTATE.test(code) || UNREACHED.test(code)) {
+      throw new UnavailableError('database', `${error.message} ${place} cannot be reached, or refuses this login.`, { cause });
+    }
+    throw new NotMigratedError(`${error.message} ${MEND}`, { cause });
+  }
 }
 
 export class NotMigratedError extends Error {

@@ -107,23 +107,28 @@ export async function compareMigrations(client: SqlClient, sets: readonly Migrat
   return pending;
 }
 
+function changed(component: string, name: string): UsageError {
+  return new UsageError(
+    'invalid_option',
+    `The migration ${component}/${name} was changed after it had been applied. Put back the file as it was, or start the version of the program that applied it.`,
+  );
+}
+
 /** Whether the database is an earlier state of these files and nothing else. */
-function check(migrations: readonly Migration[], applied: ReadonlyMap<string, string>): void {
+function check(component: string, migrations: readonly Migration[], applied: ReadonlyMap<string, string>): void {
   const known = new Map(migrations.map((migration) => [migration.name, migration]));
   let newest = '';
   for (const [name, checksum] of applied) {
     const migration = known.get(name);
     if (migration === undefined) {
-      throw new UsageError('invalid_option', `The database has the migration ${name}, which this program does not know: it is too old.`);
+      throw new UsageError('invalid_option', `The database has the migration ${component}/${name}, which this program does not know: it is too old. Start the newer version.`);
     }
-    if (migration.checksum !== checksum) {
-      throw new UsageError('invalid_option', `The migration ${name} was changed after it had been applied.`);
-    }
+    if (migration.checksum !== checksum) throw changed(component, name);
     if (name > newest) newest = name;
   }
   const skipped = migrations.find(({ name }) => name < newest && !applied.has(name));
   if (skipped !== undefined) {
-    throw new UsageError('invalid_option', `The migration ${skipped.name} comes before one that has been applied.`);
+    throw new UsageError('invalid_option', `The migration ${component}/${skipped.name} comes before one that has been applied.`);
   }
 }
 
@@ -139,7 +144,7 @@ async function apply(tx: SqlScriptTransaction, migration: Migration, clock: Cloc
   const applied = (await appliedChecksums(tx, component)).get(name);
   // Another process was faster.
   if (applied === checksum) return false;
-  if (applied !== undefined) throw new UsageError('invalid_option', `The migration ${name} was changed after it had been applied.`);
+  if (applied !== undefined) throw changed(component, name);
   await tx.query(`SET LOCAL search_path = pg_catalog, pg_temp`);
   const before = await transactionId(tx);
   await tx.script(text);
@@ -181,7 +186,7 @@ export async function runMigrations(
     client.scripted(async (tx) => {
       await lock(tx);
       await tx.script(bootstrap);
-      for (const [i, migrations] of read.entries()) check(migrations, await appliedChecksums(tx, components[i]!));
+      for (const [i, migrations] of read.entries()) check(components[i]!, migrations, await appliedChecksums(tx, components[i]!));
     }),
   );
   const done: string[] = [];
@@ -194,7 +199,8 @@ export async function runMigrations(
         if (await guarded(SEAM, () => client.scripted((tx) => apply(tx, migration, clock)))) done.push(place);
       } catch (error) {
         if (!(error instanceof UnavailableError)) throw error;
-        throw new UnavailableError(SEAM, `The migration ${place} failed and left nothing behind.`, { cause: error.cause });
+        const kept = done.length === 0 ? '' : ` Before it were applied, and stay: ${done.join(', ')}.`;
+        throw new UnavailableError(SEAM, `The migration ${place} failed and left nothing behind.${kept}`, { cause: error.cause });
       }
     }
   }
