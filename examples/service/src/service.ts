@@ -2,9 +2,6 @@
  * The composition: database → keys → seams → routes → listen, and the same way back when it stops. What is decided in other files
  * is only put together here.
  */
-import { createServer, STATUS_CODES, type RequestListener, type Server, type ServerResponse } from 'node:http';
-import type { Duplex } from 'node:stream';
-import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 import { isUnavailable } from '@keyguard/core/errors';
 import type { AuditEntry, Clock, RateLimiter } from '@keyguard/core/seams';
@@ -20,13 +17,10 @@ import {
 } from '@keyguard/server-verifier';
 import { ipBucket } from '@keyguard/server-verifier/ip';
 import {
-  assertSafeRoles,
-  grantRolesTo,
   postgresAdministrators,
   postgresDeviceDirectory,
   postgresKeyRecords,
   postgresReplayStore,
-  type SqlScriptClient,
 } from '@keyguard/storage-node/postgres';
 import { providerKeys } from './api-keys/provider-keys.ts';
 import { apiKeyOperations } from './api-keys/operations.ts';
@@ -55,9 +49,9 @@ import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { sessionOperations } from './auth/session-operations.ts';
 import { createSetup } from './auth/setup.ts';
 import type { Config } from './config.ts';
-import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './db/connect.ts';
+import type { Database } from './db/connect.ts';
 import { asVerifier } from './db/as-user.ts';
-import { assertMigrated, prepareSchema, SCHEMAS } from './db/migrate.ts';
+import { openDatabase } from './db/open.ts';
 import { openRedis } from './db/redis.ts';
 import { holdRoot } from './db/root-lock.ts';
 import { auditedRegistry } from './devices/enrolling.ts';
@@ -68,10 +62,10 @@ import { boundCursors } from './http/cursors.ts';
 import { healthRoutes } from './http/health.ts';
 import { createIdempotency, sealedReplies } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
+import { listen } from './http/listener.ts';
 import { openApiOperations } from './http/openapi.ts';
 import { currentRequest } from './http/request-context.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
-import { problemType } from './http/problems.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
 import { runKekRotation } from './keys/kek-rotation.ts';
 import { keyOperations } from './keys/operations.ts';
@@ -115,8 +109,6 @@ const USAGE_EVERY_MS = 1000;
 const MAC_KEYS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
-// By default Node looks every half minute for who is too slow, and lets them be for as long.
-const CONNECTIONS_CHECKED_EVERY_MS = 2000;
 const SETUP_TRIES_PER_MINUTE = 10;
 const LINK_TRIES_PER_MINUTE = 20;
 // A whole office may have one address, and a sign-in has two steps.
@@ -150,79 +142,6 @@ export interface Overrides {
   readonly access?: (decides: ReachAccess) => ReachAccess;
 }
 
-/** Answers while the service is being put together. */
-const starting: RequestListener = (request, response) => {
-  const isAlive = request.url === '/healthz';
-  response.writeHead(isAlive ? 200 : 503, { 'content-type': 'application/json', 'cache-control': 'no-store', 'retry-after': '1' });
-  response.end(JSON.stringify({ status: isAlive ? 'ok' : 'starting' }));
-};
-
-const MALFORMED = (status: number): string =>
-  JSON.stringify({ type: problemType('malformed_request'), title: 'Malformed request', status, detail: 'The request cannot be read.', code: 'malformed_request' });
-
-function answerMalformed(response: ServerResponse, status = 400): void {
-  response.writeHead(status, { 'content-type': 'application/problem+json', 'cache-control': 'no-store', connection: 'close' });
-  response.end(MALFORMED(status));
-}
-
-/** What is no HTTP gets an answer all the same, where there is still someone to read it. */
-function refuseUnreadable(error: NodeJS.ErrnoException, socket: Duplex): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
-    socket.destroy();
-    return;
-  }
-  const status = error.code === 'HPE_HEADER_OVERFLOW' ? 431 : error.code === 'ERR_HTTP_REQUEST_TIMEOUT' ? 408 : 400;
-  const body = MALFORMED(status);
-  const head = [`HTTP/1.1 ${status} ${STATUS_CODES[status]}`, 'content-type: application/problem+json', `content-length: ${Buffer.byteLength(body)}`, 'connection: close'];
-  socket.end(`${head.join('\r\n')}\r\n\r\n${body}`);
-}
-
-async function listen(server: Server, { port, host }: Config): Promise<number> {
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject).listen(port, host, resolve);
-  });
-  return (server.address() as AddressInfo).port;
-}
-
-/** The database, brought up to date and found safe; by the owner's login where there is one, which is closed again. */
-async function openDatabase(config: Config, log: Logger): Promise<Database> {
-  const onError = (error: Error): void => log.warn({ error: describeError(error) }, 'a database connection broke');
-  const migrated = async (sql: SqlScriptClient, place: string): Promise<void> => {
-    const applied = await prepareSchema(sql, place);
-    if (applied.length > 0) log.info({ migrations: applied.length }, 'the schema was brought up to date');
-  };
-  if (config.database.kind === 'embedded') {
-    const database = await openEmbedded(config.dataDir);
-    try {
-      await migrated(database.sql, 'The database of the data folder');
-      await assertSafeRoles(database.sql, { schemas: SCHEMAS, embedded: true });
-      return database;
-    } catch (error) {
-      await database.close();
-      throw error;
-    }
-  }
-  const { url, ownerUrl } = config.database;
-  if (ownerUrl !== null) {
-    const owner = openPostgresOwner(ownerUrl, onError);
-    try {
-      await migrated(owner.sql, 'The database of DATABASE_OWNER_URL');
-      await grantRolesTo(owner.sql, loginOf(url));
-    } finally {
-      await owner.close();
-    }
-  }
-  const database = openPostgres(url, onError);
-  try {
-    await assertMigrated(database.sql);
-    await assertSafeRoles(database.sql, { schemas: SCHEMAS });
-    return database;
-  } catch (error) {
-    await database.close();
-    throw error;
-  }
-}
-
 /** `path` as it may be written down: what opens something by being known stands there by its name. */
 function shownPath(pattern: string, path: string): string {
   const parts = path.split('/');
@@ -253,15 +172,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     log.error({ requestId, error: describeError(error) }, isUnavailable(error) ? 'something that is needed did not answer' : 'a request failed');
   };
 
-  let listener: RequestListener = starting;
-  const server = createServer({ headersTimeout: 15_000, requestTimeout: 60_000, connectionsCheckingInterval: CONNECTIONS_CHECKED_EVERY_MS, keepAliveTimeout: 65_000, requireHostHeader: false }, (request, response) => {
-    // Forms that are no path (absolute, authority, asterisk) are read by routers in ways of their own. Node would refuse a
-    // request without a Host by itself, but without a code.
-    if (request.url?.startsWith('/') && request.headers.host !== undefined) listener(request, response);
-    else answerMalformed(response);
-  });
-  server.on('clientError', refuseUnreadable).on('checkExpectation', (_request, response) => answerMalformed(response, 417));
-  const port = await listen(server, config);
+  const { server, port, serve } = await listen(config);
   undo.push(() => {
     server.close();
     server.closeAllConnections();
@@ -437,47 +348,49 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),
   ];
 
-  listener = createApp({
-    trustedHops: config.trustedHops,
-    allowedOrigins: config.allowedOrigins,
-    isSecure: origins[0].startsWith('https:'),
-    authorities: policy.authorities,
-    controlPlaneAllowlist: () => settings.current().network.control_plane_allowlist,
-    health: healthRoutes({
-      sql,
-      devicesAreWatched: () => watch.caughtUp(),
-      settingsAreKnown: () => settings.assertKnown(),
-      checkRedis: redis && (() => redis.replayStore.check()),
-      keysAreKnown: () => kekRotation.assertKeysKnown(),
-      databaseIsWritten: () => kekRotation.assertWritten(),
-      checkAuditHead: () =>
-        asVerifier(prompt, async (tx) => {
-          await tx.query(`SELECT set_config('lock_timeout', '800ms', true)`);
-          await tx.query('SELECT 1 FROM keyguard.lock_audit_head($1)', [chain.origin]);
-        }),
-      dataDir: config.dataDir,
-      isStopping: () => isStopping,
-    }),
-    verifier,
-    enrollment,
-    rotation,
-    proxy,
-    authenticate: authenticated,
-    linkPage: linkPage(),
-    controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
+  serve(
+    createApp({
+      trustedHops: config.trustedHops,
+      allowedOrigins: config.allowedOrigins,
+      isSecure: origins[0].startsWith('https:'),
+      authorities: policy.authorities,
+      controlPlaneAllowlist: () => settings.current().network.control_plane_allowlist,
+      health: healthRoutes({
+        sql,
+        devicesAreWatched: () => watch.caughtUp(),
+        settingsAreKnown: () => settings.assertKnown(),
+        checkRedis: redis && (() => redis.replayStore.check()),
+        keysAreKnown: () => kekRotation.assertKeysKnown(),
+        databaseIsWritten: () => kekRotation.assertWritten(),
+        checkAuditHead: () =>
+          asVerifier(prompt, async (tx) => {
+            await tx.query(`SELECT set_config('lock_timeout', '800ms', true)`);
+            await tx.query('SELECT 1 FROM keyguard.lock_audit_head($1)', [chain.origin]);
+          }),
+        dataDir: config.dataDir,
+        isStopping: () => isStopping,
+      }),
+      verifier,
+      enrollment,
+      rotation,
+      proxy,
       authenticate: authenticated,
-      demandStepUp: (principal, action) => demandStepUp(principal, action, signInPolicy(), clock.nowMs()),
-      readJson,
-      idempotency,
-      cursors: boundCursors(keys.hashToken),
-      origins,
-      // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
-      onRefused: ({ operation, principal, problem, path }) =>
-        recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path: shownPath(operation.path, path) }),
+      linkPage: linkPage(),
+      controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
+        authenticate: authenticated,
+        demandStepUp: (principal, action) => demandStepUp(principal, action, signInPolicy(), clock.nowMs()),
+        readJson,
+        idempotency,
+        cursors: boundCursors(keys.hashToken),
+        origins,
+        // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
+        onRefused: ({ operation, principal, problem, path }) =>
+          recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path: shownPath(operation.path, path) }),
+      }),
+      onSeen: (deviceId, ip) => seen.note(deviceId, ip),
+      onFault,
     }),
-    onSeen: (deviceId, ip) => seen.note(deviceId, ip),
-    onFault,
-  });
+  );
 
   const every = (ms: number, work: () => Promise<unknown>): NodeJS.Timeout =>
     setInterval(() => {
