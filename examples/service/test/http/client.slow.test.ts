@@ -123,7 +123,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   setUp: 'The service is set up once: the last test here does it, on a service of its own.',
   startOidcSignIn: 'A browser follows it to a provider of identities: people/oidc.test.ts has one.',
   finishOidcSignIn: 'A browser comes back with it from there.',
-  destroyKek: 'A key can be destroyed when every replica had time to forget it: keys/kek-rotation.test.ts waits for that.',
+  destroyKek: 'A key can be destroyed when every replica had time to forget it: keys/kek-rotation.slow.test.ts waits for that.',
 };
 
 async function generated(document: object): Promise<{ readonly sdk: Generated; remove(): Promise<void> }> {

@@ -1,6 +1,6 @@
 /**
  * A rotation of the key encryption key, with readers and writers beside it: what is sealed stays readable at every moment, whoever
- * is late, doubled or gone. `kek-rotation.slow.test.ts` does it with many more rows, and kills the service.
+ * is late, doubled or gone. `kek-rotation-large.slow.test.ts` does it with many more rows, and kills the service.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';
