@@ -261,11 +261,9 @@ describe.each(backends())('a start on a database of another version, on %s', (_t
     });
   });
 
-  it('ends in order when it is stopped while it migrates, and starts again', async () => {
+  it('ends in order when it is stopped while it migrates, which it does to the end', async () => {
     await offline(goBack);
     await stopped(async ({ output }) => output().includes('the schema was brought up to date'));
-    const { output, stop } = await start();
-    expect(output()).not.toContain('the schema was brought up to date');
-    expect(await stop()).toBe(0);
+    expect(await offline(({ owner }) => prepareSchema(owner, 'The database'))).toEqual([]);
   });
 });
