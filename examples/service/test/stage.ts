@@ -125,7 +125,8 @@ export interface Deployment {
 
 export interface Backend {
   readonly title: string;
-  deploy(): Promise<Deployment>;
+  /** A database whose schema is up to date, where that is quicker; `isEmpty`: one in which there is nothing. */
+  deploy(options?: { readonly isEmpty?: boolean }): Promise<Deployment>;
   stop(): Promise<void>;
 }
 
@@ -133,10 +134,10 @@ export function embeddedBackend(): Backend {
   const folders: string[] = [];
   return {
     title: 'the embedded database',
-    async deploy() {
+    async deploy({ isEmpty = false } = {}) {
       const cwd = await folder();
       folders.push(cwd);
-      await migratedAt(join(cwd, 'data', 'database'));
+      if (!isEmpty) await migratedAt(join(cwd, 'data', 'database'));
       return {
         folder: cwd,
         environment: {},

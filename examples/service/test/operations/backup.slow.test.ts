@@ -18,7 +18,7 @@ describe.each(backends())('a backup of %s', (_title, openBackend) => {
   beforeAll(async () => {
     backend = await openBackend();
     from = await backend.deploy();
-    to = await backend.deploy();
+    to = await backend.deploy({ isEmpty: true });
   });
   afterAll(() => backend.stop());
 
