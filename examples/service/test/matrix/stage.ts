@@ -1,17 +1,17 @@
 /**
- * The service in this process, on an embedded database of its own, so that a test can take away one of the two layers that keep
+ * The service in this process, on a database of its own, so that a test can take away one of the two layers that keep
  * people apart: row-level security, or the application's own check.
  */
 import { randomBytes, randomInt, randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { hashPassword } from 'better-auth/crypto';
+import pg from 'pg';
 import { pino } from 'pino';
-import type { SqlClient } from '@keyguard/storage-node/postgres';
+import { pgClient, type SqlClient } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { startService, type Service } from '../../src/service.ts';
-import { migratedAt } from '../migrated.ts';
-import { caller, folder, remove, type CallAnswer, type CallOptions } from '../stage.ts';
+import { backends, caller, type Backend, type CallAnswer, type CallOptions, type PostgresBackend } from '../stage.ts';
 
 /** Which layer is taken away. */
 export type Mode = 'as it is' | 'without row-level security' | 'without the application’s check';
@@ -43,18 +43,22 @@ const EVERYTHING: ReadonlySet<Permission> = new Set(PERMISSION_NAMES);
 const PASSWORD = 'a long and quiet password';
 
 export async function startInProcess(): Promise<Stage> {
-  const directory = await folder();
-  await migratedAt(join(directory, 'database'));
+  const [, open] = backends()[0]!;
+  const backend = await open();
+  const deployment = await backend.deploy();
+  const server = 'superuserUrl' in backend ? new pg.Pool({ connectionString: (backend as PostgresBackend).superuserUrl(deployment), max: 2 }) : null;
+  server?.on('error', () => {});
   const said: string[] = [];
   let sql: SqlClient | undefined;
   let isChecked = true;
   const service: Service = await startService({
-    config: readConfig({ PORT: '0', KEYGUARD_DATA_DIR: directory, KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1' }, directory),
+    config: readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1' }, deployment.folder),
     log: pino({ level: 'silent' }),
     say: (text) => said.push(text),
     overrides: {
       database: (opened) => {
-        sql = opened.sql;
+        // On the embedded database the login is a superuser until it takes a role.
+        sql = server === null ? opened.sql : pgClient(server);
         return opened;
       },
       access: (decides) => ({
@@ -86,7 +90,8 @@ export async function startInProcess(): Promise<Stage> {
     },
     async stop() {
       await service.stop();
-      await remove(directory);
+      await server?.end();
+      await backend.stop();
     },
   };
 }
