@@ -11,7 +11,7 @@ import { pgClient, type SqlClient } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { startService, type Service } from '../../src/service.ts';
-import { backends, caller, type Backend, type CallAnswer, type CallOptions, type PostgresBackend } from '../stage.ts';
+import { backends, caller, type CallAnswer, type CallOptions, type PostgresBackend } from '../stage.ts';
 
 /** Which layer is taken away. */
 export type Mode = 'as it is' | 'without row-level security' | 'without the application’s check';
