@@ -10,6 +10,7 @@ import { controlPlaneDoor } from './http/control-plane-door.ts';
 import { apiDocs } from './http/api-docs.ts';
 import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
+import { refusalsOnRecord, type Refusal } from './http/refusals.ts';
 import { requestContext } from './http/request-context.ts';
 import type { LlmProxy } from './llm/routes.ts';
 
@@ -33,6 +34,8 @@ export interface AppOptions {
   /** The operations of the control plane. */
   readonly controlPlane: Router;
   readonly onSeen: (deviceId: string, ip: string | null) => void;
+  /** Told of every refusal by the control plane before it leaves. Whatever it throws is answered in its place. */
+  readonly onRefused: (refusal: Refusal) => Promise<void>;
   readonly onFault: (error: unknown, requestId: string) => void;
 }
 
@@ -78,6 +81,7 @@ export function createApp(options: AppOptions): Express {
   });
 
   app.use(routeNotFound);
+  app.use(refusalsOnRecord(options.onRefused));
   app.use(errorProblems(options.onFault));
   return app;
 }

@@ -142,15 +142,6 @@ export interface Overrides {
   readonly access?: (decides: ReachAccess) => ReachAccess;
 }
 
-/** `path` as it may be written down: what opens something by being known stands there by its name. */
-function shownPath(pattern: string, path: string): string {
-  const parts = path.split('/');
-  return pattern
-    .split('/')
-    .map((part, i) => (part === '{token}' || part === '{code}' ? part : (parts[i] ?? '')))
-    .join('/');
-}
-
 /** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
 export function sealedTables(deploymentId: string): readonly SealedTable[] {
   return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId), sealedSecondFactors(deploymentId)];
@@ -239,9 +230,14 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     return { perMinute, thenOneIn };
   });
   const unknown = strangers({ record: (entry) => audit.recordAsIs(entry) });
-  const recordRefusal = async (kind: string, entry: AuditEntry): Promise<void> => {
-    if (entry.actor === 'unknown' && !unknown.admit(kind, entry, currentRequest()?.ip ?? null)) return;
-    const written = sampled(kind, entry);
+  const recordRefusal = async (kind: string, entry: AuditEntry, isTrifle = false): Promise<void> => {
+    const ip = currentRequest()?.ip ?? null;
+    const isKnown = entry.actor !== 'unknown';
+    const ofCaller = isKnown ? kind : `${kind} ${ipBucket(ip)}`;
+    // Whoever is over a limit must not make the log do the work that the limit saves.
+    if (!isKnown && (isTrifle || entry['code'] === 'rate_limited')) return unknown.count(ofCaller, entry, ip);
+    if (!isKnown && !unknown.admit(ofCaller, entry, ip)) return;
+    const written = sampled(ofCaller, entry);
     if (written !== null) await audit.record(written);
   };
   const verification = {
@@ -254,7 +250,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     onRejected: async (event: Parameters<typeof refusalEntry>[0]): Promise<void> => {
       if (isUnavailable(event.error)) onFault(event.error);
       const entry = refusalEntry(event);
-      if (entry !== null) await recordRefusal(`${event.error.code} ${event.deviceId ?? ipBucket(event.ip)}`, entry);
+      if (entry !== null) await recordRefusal(event.deviceId === null ? event.error.code : `${event.error.code} ${event.deviceId}`, entry);
     },
   };
   const verifier = createVerifier(verification);
@@ -383,13 +379,12 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
         idempotency,
         cursors: boundCursors(keys.hashToken),
         origins,
-        // Refusals to somebody who is known; what nobody knows is bounded by the limits of addresses.
-        onRefused: ({ operation, principal, problem, path }) =>
-          recordRefusal(`${operation.action} ${problem.code} ${principal.actor}`, { action: operation.action, outcome: 'refused', actor: principal.actor, code: problem.code, path: shownPath(operation.path, path) }),
       }),
       onSeen: (deviceId, ip) => seen.note(deviceId, ip),
+      onRefused: ({ kind, entry, isOfNothing }) => recordRefusal(kind, entry, isOfNothing),
       onFault,
     }),
+    (ip) => unknown.count(`malformed_request ${ipBucket(ip)}`, { code: 'malformed_request' }, ip),
   );
 
   const every = (ms: number, work: () => Promise<unknown>): NodeJS.Timeout =>

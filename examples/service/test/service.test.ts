@@ -610,7 +610,7 @@ describe.each(backends())('the service on %s', (_title, open) => {
     const actions = new Set(entries.map(({ action, outcome, code }) => `${action} ${outcome}${outcome === 'refused' && code !== undefined ? ` ${code}` : ''}`));
     for (const expected of [
       'setup.administrator_created success',
-      'setup.administrator_created refused',
+      'setup.administrator_created refused setup_code_invalid',
       'auth.sign_in success',
       'auth.sign_in refused',
       'auth.sign_out success',

@@ -94,7 +94,11 @@ export function auditLog(sql: SqlClient, keys: AuditLogKeys, options: AuditLogOp
         throw error;
       }
     },
-    record: (entry) => append(withRequest(entry)),
+    async record(entry) {
+      await append(withRequest(entry));
+      const request = currentRequest();
+      if (request !== undefined && entry.outcome === 'refused') request.refusal.isOnRecord = true;
+    },
     recordAsIs: append,
     halt(reason) {
       haltedBecause ??= reason;
@@ -124,12 +128,9 @@ function withRequest(entry: AuditEntry): AuditEntry {
   return { ...(session.id !== null && { session_id: session.id }), ...entry, ip, request_id: requestId };
 }
 
-/**
- * The entry of a refusal by the verifier, or `null` for one that is not written down: an address over its limit (a flood must not
- * fill the log), and an outage, which is the operator's and in the log of the process.
- */
+/** The entry of a refusal by the verifier, or `null` for an outage, which is the operator's and in the log of the process. */
 export function refusalEntry({ error, method, path, keyId, deviceId }: RejectionEvent): AuditEntry | null {
-  if (!isRejected(error) || (error.code === 'rate_limited' && keyId === null)) return null;
+  if (!isRejected(error)) return null;
   const optional: Record<string, JsonValue> = {};
   if (error.detail !== undefined) optional['detail'] = error.detail;
   if (keyId !== null) optional[deviceId === null ? 'claimed_key_id' : 'key_id'] = keyId;

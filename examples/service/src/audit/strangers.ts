@@ -23,6 +23,8 @@ export interface StrangersOptions {
 export interface Strangers {
   /** Whether this refusal is to be written now. `kind` names it and the address. */
   admit(kind: string, entry: AuditEntry, ip: string | null): boolean;
+  /** Counts a refusal that is not worth an entry of its own. */
+  count(kind: string, entry: Readonly<Record<string, unknown>>, ip: string | null): void;
   /** To be called every few seconds, and with `true` before the end: writes down what was counted in minutes that are over. */
   flush(isEnd?: boolean): Promise<void>;
 }
@@ -66,26 +68,32 @@ export function strangers({ record, clock = systemClock, perMinutePerKind = 30, 
     minute = now;
   }
 
-  return {
-    admit(kind, { code }, ip) {
-      turn();
-      const name = typeof code === 'string' ? code : 'unknown';
-      let counted = kinds.get(kind);
-      if (counted === undefined && kinds.size < maxKinds) {
-        counted = { code: name, ip, seen: 0, unwritten: 0 };
-        kinds.set(kind, counted);
-      }
-      if (counted === undefined) {
-        crowd.set(name, (crowd.get(name) ?? 0) + 1);
-        return false;
-      }
-      counted.seen += 1;
-      if (counted.seen <= perMinutePerKind && written < perMinute) {
-        written += 1;
-        return true;
-      }
-      counted.unwritten += 1;
+  /** Whether it is among those that may be written. */
+  function note(kind: string, code: unknown, ip: string | null, mayBeWritten: boolean): boolean {
+    turn();
+    const name = typeof code === 'string' ? code : 'unknown';
+    let counted = kinds.get(kind);
+    if (counted === undefined && kinds.size < maxKinds) {
+      counted = { code: name, ip, seen: 0, unwritten: 0 };
+      kinds.set(kind, counted);
+    }
+    if (counted === undefined) {
+      crowd.set(name, (crowd.get(name) ?? 0) + 1);
       return false;
+    }
+    counted.seen += 1;
+    if (mayBeWritten && counted.seen <= perMinutePerKind && written < perMinute) {
+      written += 1;
+      return true;
+    }
+    counted.unwritten += 1;
+    return false;
+  }
+
+  return {
+    admit: (kind, { code }, ip) => note(kind, code, ip, true),
+    count(kind, entry, ip) {
+      note(kind, entry['code'], ip, false);
     },
 
     async flush(isEnd = false) {

@@ -143,11 +143,6 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
     return true;
   }
 
-  async function refuse(): Promise<never> {
-    await audit.record({ action: 'invitation.accept', outcome: 'refused', actor: 'unknown' });
-    throw linkInvalid();
-  }
-
   return {
     async create({ email, roleIds, isAdministrator, expiresInSeconds }, by) {
       const { token, tokenHash } = links.newToken();
@@ -202,9 +197,9 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
 
     async accept(token, { password, name }) {
       const tokenHash = links.hashOf(token);
-      if (tokenHash === null) return refuse();
+      if (tokenHash === null) throw linkInvalid();
       // Looked at before the password is hashed, so that guessing costs us nothing; and again when it counts.
-      if ((await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) === null) return refuse();
+      if ((await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) === null) throw linkInvalid();
       const passwordHash = await passwords.hash(password);
       const userId = randomUUID();
       const email = await asAuth(sql, async (tx) => {
@@ -226,7 +221,8 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
         });
         return row.email;
       });
-      return email === null ? refuse() : { userId, email };
+      if (email === null) throw linkInvalid();
+      return { userId, email };
     },
 
     async claimForIn(tx, email, userId) {

@@ -196,26 +196,21 @@ export function createOidcSignIn({ config, origin, sql, hash, pseudonym, audit, 
     },
 
     async finish(answer, state) {
-      try {
-        // The provider's answer is for the browser that asked, and for no other.
-        if (state === null || answer.get('state') !== state) throw refused(BROKEN);
-        const profile = await profileOf(answer, state);
-        const { verifiedEmail } = profile;
-        if (config.emailDomains.size > 0 && (verifiedEmail === null || !config.emailDomains.has(domainOf(verifiedEmail)))) {
-          throw refused('Addresses of your domain may not come in here.');
-        }
-        return await asAuth(sql, async (tx) => {
-          const { userId, how } = await personIn(tx, profile);
-          await audit.recordIn(tx, {
-            action: 'auth.oidc_sign_in', outcome: 'success', actor: `user:${userId}`, how,
-            ...(verifiedEmail !== null && { account: pseudonym(`account\0${verifiedEmail}`) }),
-          });
-          return { userId };
-        });
-      } catch (error) {
-        if (error instanceof HttpProblem) await audit.record({ action: 'auth.oidc_sign_in', outcome: 'refused', actor: 'unknown', code: error.code });
-        throw error;
+      // The provider's answer is for the browser that asked, and for no other.
+      if (state === null || answer.get('state') !== state) throw refused(BROKEN);
+      const profile = await profileOf(answer, state);
+      const { verifiedEmail } = profile;
+      if (config.emailDomains.size > 0 && (verifiedEmail === null || !config.emailDomains.has(domainOf(verifiedEmail)))) {
+        throw refused('Addresses of your domain may not come in here.');
       }
+      return asAuth(sql, async (tx) => {
+        const { userId, how } = await personIn(tx, profile);
+        await audit.recordIn(tx, {
+          action: 'auth.oidc_sign_in', outcome: 'success', actor: `user:${userId}`, how,
+          ...(verifiedEmail !== null && { account: pseudonym(`account\0${verifiedEmail}`) }),
+        });
+        return { userId };
+      });
     },
   };
 }

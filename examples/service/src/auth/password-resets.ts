@@ -89,11 +89,6 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
     return row;
   }
 
-  async function refuse(): Promise<never> {
-    await audit.record({ action: 'password_reset.accept', outcome: 'refused', actor: 'unknown' });
-    throw linkInvalid();
-  }
-
   return {
     async create(userId, expiresInSeconds, by) {
       const { token, tokenHash } = links.newToken();
@@ -118,8 +113,8 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
     async accept(token, secondToken, password) {
       const tokenHash = links.hashOf(token);
       const secondHash = secondToken === null ? null : links.hashOf(secondToken);
-      if (tokenHash === null || (secondToken !== null && secondHash === null)) return refuse();
-      if ((await asAuth(sql, (tx) => allowedIn(tx, tokenHash, secondHash))) === null) return refuse();
+      if (tokenHash === null || (secondToken !== null && secondHash === null)) throw linkInvalid();
+      if ((await asAuth(sql, (tx) => allowedIn(tx, tokenHash, secondHash))) === null) throw linkInvalid();
       const passwordHash = await passwords.hash(password);
       const isDone = await asAuth(sql, async (tx) => {
         const allowed = await allowedIn(tx, tokenHash, secondHash);
@@ -141,7 +136,7 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
         });
         return true;
       });
-      if (!isDone) await refuse();
+      if (!isDone) throw linkInvalid();
     },
   };
 }

@@ -98,8 +98,7 @@ export function createSetup({ sql, keys, audit, clock = systemClock }: SetupOpti
         const { rows } = await tx.query('SELECT 1 FROM keyguard_auth.setup_codes WHERE code_hash = $1', [codeHash ?? '']);
         return rows.length === 1;
       };
-      const refuse = async (): Promise<never> => {
-        await audit.record({ action: 'setup.administrator_created', outcome: 'refused', actor: 'unknown' });
+      const refuse = (): never => {
         throw new HttpProblem('setup_code_invalid', 'This is not the setup code that the service printed at its last start.');
       };
       // Looked at before the password is hashed, so that guessing costs us nothing; and again when it counts.

@@ -114,8 +114,15 @@ export interface OperationRouterOptions {
   readonly cursors: Cursors;
   /** Whose pages may call what needs no credential, and what sets cookies. */
   readonly origins: readonly string[];
-  /** Told of every refusal to somebody who is known, before it leaves. Whatever it throws is answered in its place. */
-  readonly onRefused?: (refusal: { readonly operation: Operation; readonly principal: Principal; readonly problem: HttpProblem; readonly path: string }) => Promise<void>;
+}
+
+declare global {
+  namespace Express {
+    interface Request {
+      /** What is asked for; set by the router of operations as soon as that is clear, before anything is refused. */
+      operation?: Operation;
+    }
+  }
 }
 
 /** The routes of `operations`. */
@@ -123,10 +130,13 @@ export function operationRouter(operations: readonly Operation[], options: Opera
   const router = Router({ caseSensitive: true, strict: true });
   for (const one of operations) {
     const path = one.path.replaceAll(/\{([a-z_]+)\}/g, ':$1');
-    const handlers: RequestHandler[] = [answering(one, options)];
+    const named: RequestHandler = (request, _response, next) => {
+      request.operation = one;
+      next();
+    };
     // Before anything else: a body that nobody will read is refused unread.
-    if (one.body === undefined && one.method !== 'get') handlers.unshift(noBody);
-    router[one.method](path, ...handlers);
+    const handlers = one.body === undefined && one.method !== 'get' ? [noBody, answering(one, options)] : [answering(one, options)];
+    router[one.method](path, named, ...handlers);
   }
   const routes = operations.map(({ path, method }) => ({ method: method.toUpperCase(), pattern: new RegExp(`^${path.replaceAll('.', '\\.').replaceAll(/\{[a-z_]+\}/g, '[^/]+')}$`) }));
   router.use((request, response, next) => {
@@ -144,7 +154,7 @@ export function operationRouter(operations: readonly Operation[], options: Opera
   return router;
 }
 
-function answering(one: Operation, { authenticate, demandStepUp, readJson, idempotency, cursors, origins, onRefused }: OperationRouterOptions): RequestHandler {
+function answering(one: Operation, { authenticate, demandStepUp, readJson, idempotency, cursors, origins }: OperationRouterOptions): RequestHandler {
   const { params: paramsSchema = nothing, query: querySchema = nothing } = one;
   const isList = 'cursor' in querySchema.shape;
   const types = typesOf(one.answers);
@@ -152,44 +162,38 @@ function answering(one: Operation, { authenticate, demandStepUp, readJson, idemp
     throw new UsageError('invalid_option', `${one.id} demands a second factor, and nobody asks for it.`);
   }
   return async (request, response) => {
-    try {
-      if (one.method !== 'get' && (one.access === 'public' || one.setsCookies === true)) demandOwnPage(request, origins);
-      if (one.access !== 'public') {
-        await authenticate(request, { beforeSecondFactor: one.beforeSecondFactor === true });
-        demandAccess(principalOf(request), one.access);
-        if (one.stepUp !== undefined) demandStepUp?.(principalOf(request), one.stepUp);
-      }
-      demandAcceptable(request, types);
-      const ifMatch = ifMatchOf(request, one.problems);
-      const params = paramsSchema.safeParse(pathOf(request));
-      if (!params.success) throw notFound();
-      const { cursor, ...given } = queryOf(request);
-      const { limit: _, ...filters } = given;
-      const list: ListIdentity = { operation: one.id, userId: request.principal?.userId ?? '', params: request.params, filters };
-      const query = querySchema.parse(cursor === undefined ? given : { ...given, cursor: isList ? cursors.read(list, cursor) : cursor });
-      const json = one.body === undefined ? undefined : await readJson(request);
-      const body = one.body?.parse(json);
-      const idempotencyKey = one.idempotent === true ? readIdempotencyKey(request.headers['idempotency-key']) : null;
-      const call = {
-        params: params.data,
-        query,
-        body,
-        get principal() {
-          return principalOf(request);
-        },
-        ifMatch,
-        request,
-        response,
-      };
-      const work = (): Promise<Answer> => one.handle(call as unknown as Call<never, never, never>);
-      const input = [request.params, request.query, json ?? null] as JsonValue[];
-      const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input }, work);
-      await send(request, response, isList ? withBoundCursor(answer, (next) => cursors.write(list, next)) : answer);
-    } catch (error) {
-      const { principal } = request;
-      if (error instanceof HttpProblem && principal !== undefined) await onRefused?.({ operation: one, principal, problem: error, path: request.path });
-      throw error;
+    if (one.method !== 'get' && (one.access === 'public' || one.setsCookies === true)) demandOwnPage(request, origins);
+    if (one.access !== 'public') {
+      await authenticate(request, { beforeSecondFactor: one.beforeSecondFactor === true });
+      demandAccess(principalOf(request), one.access);
+      if (one.stepUp !== undefined) demandStepUp?.(principalOf(request), one.stepUp);
     }
+    demandAcceptable(request, types);
+    const ifMatch = ifMatchOf(request, one.problems);
+    const params = paramsSchema.safeParse(pathOf(request));
+    if (!params.success) throw notFound();
+    const { cursor, ...given } = queryOf(request);
+    const { limit: _, ...filters } = given;
+    const list: ListIdentity = { operation: one.id, userId: request.principal?.userId ?? '', params: request.params, filters };
+    const query = querySchema.parse(cursor === undefined ? given : { ...given, cursor: isList ? cursors.read(list, cursor) : cursor });
+    const json = one.body === undefined ? undefined : await readJson(request);
+    const body = one.body?.parse(json);
+    const idempotencyKey = one.idempotent === true ? readIdempotencyKey(request.headers['idempotency-key']) : null;
+    const call = {
+      params: params.data,
+      query,
+      body,
+      get principal() {
+        return principalOf(request);
+      },
+      ifMatch,
+      request,
+      response,
+    };
+    const work = (): Promise<Answer> => one.handle(call as unknown as Call<never, never, never>);
+    const input = [request.params, request.query, json ?? null] as JsonValue[];
+    const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input }, work);
+    await send(request, response, isList ? withBoundCursor(answer, (next) => cursors.write(list, next)) : answer);
   };
 }
 

@@ -122,14 +122,22 @@ export const sendRejectionProblem: RejectionSender = ({ problem }, request, resp
   writeProblem(request, response, { ...problem });
 };
 
-export const routeNotFound: RequestHandler = (request, response) => {
-  writeProblem(request, response, { status: 404, title: STATUSES.not_found[1], detail: 'There is no such route.', code: 'not_found' });
+export const routeNotFound: RequestHandler = () => {
+  throw new HttpProblem('not_found', 'There is no such route.');
 };
 
 function isClientError(error: unknown): boolean {
   const { status, expose } = (error ?? {}) as { status?: unknown; expose?: unknown };
   // What the router throws for a path with broken escapes; never by us.
   return (error instanceof URIError || expose === true) && typeof status === 'number' && status >= 400 && status < 500;
+}
+
+/** With which code `error` leaves, where it refuses the caller; `null` where it is an outage or a fault of ours. */
+export function refusalCode(error: unknown): string | null {
+  if (error instanceof HttpProblem) return error.code;
+  if (error instanceof ZodError) return 'invalid_request';
+  if (isRejected(error)) return error.code;
+  return isClientError(error) && !isUnavailable(error) ? 'malformed_request' : null;
 }
 
 /** The last handler. `onFault` hears of what is ours to repair. */

@@ -12,6 +12,8 @@ export interface RequestContext {
   readonly ip: string | null;
   /** The session in which it is made, once that is known. */
   readonly session: { id: string | null };
+  /** Whether it is on record as refused. */
+  readonly refusal: { isOnRecord: boolean };
   /** Runs in each transaction of this request that changes something, before its audit entry. Where it throws, nothing is changed. */
   readonly beforeEntry?: (tx: SqlTransaction) => Promise<void>;
 }
@@ -24,7 +26,7 @@ export function currentRequest(): RequestContext | undefined {
 
 /** Runs `work` with `hook` before every audit entry that it appends in a transaction of its own. */
 export function beforeEntry<T>(hook: (tx: SqlTransaction) => Promise<void>, work: () => Promise<T>): Promise<T> {
-  return storage.run({ requestId: 'unknown', ip: null, session: { id: null }, ...currentRequest(), beforeEntry: hook }, work);
+  return storage.run({ requestId: 'unknown', ip: null, session: { id: null }, refusal: { isOnRecord: false }, ...currentRequest(), beforeEntry: hook }, work);
 }
 
 /** Says in which session the running request is made. */
@@ -45,5 +47,5 @@ export const requestContext: RequestHandler = (request, response, next) => {
   const requestId = `req_${randomBytes(12).toString('base64url')}`;
   ids.set(request, requestId);
   response.setHeader('x-request-id', requestId);
-  storage.run({ requestId, ip: request.ip ?? null, session: { id: null } }, () => next());
+  storage.run({ requestId, ip: request.ip ?? null, session: { id: null }, refusal: { isOnRecord: false } }, () => next());
 };

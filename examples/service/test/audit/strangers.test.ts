@@ -50,6 +50,16 @@ it('a flood from ever new addresses makes the log no longer than one, fills no m
   expect(written.at(-1)).not.toHaveProperty('ip');
 });
 
+it('what is not worth an entry of its own is counted, and told at the end of the minute', async () => {
+  const { bound, written, clock } = given();
+  for (let n = 0; n < 7; n += 1) bound.count('rate_limited a', { code: 'rate_limited' }, 'a');
+  await bound.flush();
+  expect(written).toEqual([]);
+  clock.now += 60_000;
+  await bound.flush();
+  expect(written).toEqual([expect.objectContaining({ action: 'request.refused_more', code: 'rate_limited', ip: 'a', stands_for: 7 })]);
+});
+
 it('what could not be written is written later, and what was counted last at the end', async () => {
   const all = given();
   admitted(all.bound, 'a', 10);

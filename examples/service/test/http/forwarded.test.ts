@@ -72,6 +72,7 @@ describe.each([0, 1, 2])('with %i proxies in front', (hops) => {
       linkPage: Router(),
       controlPlane,
       onSeen: () => {},
+      onRefused: async () => {},
       onFault: () => {},
     });
     server = createServer(app);

@@ -33,6 +33,10 @@ export interface Described {
   readonly tag: string;
   readonly parameters: readonly Parameter[];
   readonly body: Schema | null;
+  /** Whether it needs no credential. */
+  readonly isPublic: boolean;
+  /** The media types in which it may succeed. */
+  readonly types: readonly string[];
   /** Whether it succeeds with JSON. */
   readonly isJson: boolean;
 }
@@ -45,6 +49,7 @@ interface Document {
 interface Raw {
   readonly operationId: string;
   readonly tags: readonly string[];
+  readonly security?: readonly object[];
   readonly 'x-plane'?: string;
   readonly parameters?: readonly Parameter[];
   readonly responses: Readonly<Record<string, { readonly content?: Readonly<Record<string, unknown>> }>>;
@@ -56,9 +61,11 @@ export function operationsIn(document: object): readonly Described[] {
   return Object.entries((document as Document).paths).flatMap(([path, methods]) =>
     Object.entries(methods)
       .filter(([, operation]) => operation['x-plane'] === undefined)
-      .map(([method, { operationId: id, tags, parameters = [], requestBody, responses }]) => ({
+      .map(([method, { operationId: id, tags, parameters = [], security = [], requestBody, responses }]) => ({
         id, method: method.toUpperCase(), path, tag: tags[0]!, parameters,
         body: requestBody?.content['application/json']?.schema ?? null,
+        isPublic: security.length === 0,
+        types: Object.entries(responses).flatMap(([status, { content = {} }]) => (status.startsWith('2') ? Object.keys(content) : [])),
         isJson: 'application/json' in (responses['200']?.content ?? responses['201']?.content ?? { 'application/json': {} }),
       })),
   );
