@@ -1,6 +1,7 @@
 /** The service with its nonces and limits in Redis: what it needs of one, and what people see when it is gone. */
 import { startRedisServer, type RedisServer } from '@keyguard/conformance/redis-server';
 import { setTimeout as pause } from 'node:timers/promises';
+import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, inject, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
@@ -103,6 +104,15 @@ describe('the service on Redis', () => {
       await pause(200);
     }
     // An answer is kept for a moment.
+    await vi.waitFor(async () => expect(await readiness()).toEqual({ status: 200, redis: 'ok' }), 5000);
+
+    // Full, and not allowed to forget: no nonce can be remembered, so nobody is let through.
+    const operator = new Redis(redisUrl());
+    await operator.config('SET', 'maxmemory', '1');
+    await vi.waitFor(async () => expect(await readiness()).toEqual({ status: 503, redis: 'cannot be used' }), 5000);
+    expect(await chat()).toBe(503);
+    await operator.config('SET', 'maxmemory', '0');
+    operator.disconnect();
     await vi.waitFor(async () => expect(await readiness()).toEqual({ status: 200, redis: 'ok' }), 5000);
 
     // The limit of the device is in Redis too: a new process goes on counting.

@@ -180,6 +180,8 @@ describe('a server that is not fit', () => {
     try {
       const full = await outage(claim(fresh()));
       expect(hasCode(full, 'overloaded')).toBe(true);
+      // Also whoever only looks is told, before anybody has to find out.
+      expect(hasCode(await outage(store.check()), 'overloaded')).toBe(true);
     } finally {
       await server.ask('CONFIG', 'SET', 'maxmemory', '0');
     }

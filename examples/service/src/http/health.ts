@@ -1,5 +1,5 @@
 /** `/healthz`: the process runs. `/readyz`: it can do its work, or which part cannot. */
-import { statfs } from 'node:fs/promises';
+import { access, constants, statfs } from 'node:fs/promises';
 import { Router } from 'express';
 import type { MaybePromise } from '@keyguard/core/seams';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
@@ -10,7 +10,8 @@ const KEPT_MS = 250;
 // Each takes the lock of the log's head for a moment.
 const APPEND_KEPT_MS = 1000;
 // A database that has no room any more stops in the middle of something.
-const MIN_FREE_BYTES = 64 * 1024 * 1024;
+const MIN_FREE_MIB = 64;
+const MEBIBYTE = 1024 * 1024;
 
 export interface HealthOptions {
   readonly sql: SqlClient;
@@ -26,17 +27,19 @@ export interface HealthOptions {
   readonly databaseIsWritten: () => void;
   /** Resolves when the audit log could be appended to. */
   readonly checkAuditHead: () => Promise<unknown>;
-  /** Whose disk must have room. */
+  /** That must be there to be written to, on a disk with room. */
   readonly dataDir: string;
+  /** Default 64. */
+  readonly minFreeMib?: number;
   readonly isStopping: () => boolean;
 }
 
-export function healthRoutes({ sql, devicesAreWatched, settingsAreKnown, checkRedis, keysAreKnown, databaseIsWritten, checkAuditHead, dataDir, isStopping }: HealthOptions): Router {
+export function healthRoutes({ sql, devicesAreWatched, settingsAreKnown, checkRedis, keysAreKnown, databaseIsWritten, checkAuditHead, dataDir, minFreeMib = MIN_FREE_MIB, isStopping }: HealthOptions): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const databaseAnswers = kept(() => answers(sql.query('SELECT 1')));
   const redisAnswers = checkRedis === null ? null : kept(() => answers(checkRedis()));
   const auditIsOpen = kept(() => answers(checkAuditHead()), APPEND_KEPT_MS);
-  const diskHasRoom = kept(() => answers(assertRoom(dataDir)));
+  const stateOfDisk = kept(() => diskOf(dataDir, minFreeMib));
   router.get('/healthz', (_request, response) => {
     response.set('cache-control', 'no-store').json({ status: 'ok' });
   });
@@ -49,14 +52,15 @@ export function healthRoutes({ sql, devicesAreWatched, settingsAreKnown, checkRe
       isTold(keysAreKnown),
       isTold(databaseIsWritten),
       auditIsOpen(),
-      diskHasRoom(),
+      stateOfDisk(),
     ]);
     const checks = {
       database: database ? 'ok' : 'does not answer',
-      database_writes: writes ? 'ok' : 'nothing can be written: is its disk full, or is it read-only?',
+      // Written by whoever has just read the keys, and by nobody else.
+      database_writes: writes ? 'ok' : keys ? 'nothing can be written: is its disk full, or is it read-only?' : 'not tried while the keys cannot be read',
       audit_log: audit ? 'ok' : 'cannot be appended to',
       keys: keys ? 'ok' : 'cannot be read, or are under another root key: restart with the right one',
-      disk: disk ? 'ok' : 'the disk of the data folder has less than 64 MiB left',
+      disk,
       device_changes: changes ? 'ok' : 'nothing is heard of changed devices',
       settings: settings ? 'ok' : 'nobody can tell which are in force',
       ...(redis !== undefined && { redis: redis ? 'ok' : 'cannot be used' }),
@@ -68,13 +72,18 @@ export function healthRoutes({ sql, devicesAreWatched, settingsAreKnown, checkRe
   return router;
 }
 
-async function assertRoom(folder: string): Promise<void> {
-  const { bavail, bsize } = await statfs(folder);
-  if (bavail * bsize < MIN_FREE_BYTES) throw new Error('full');
+async function diskOf(folder: string, minFreeMib: number): Promise<string> {
+  if (!(await answers(access(folder, constants.W_OK | constants.X_OK)))) return 'the data folder is not there, or cannot be written to';
+  return (await answers(assertRoom(folder, minFreeMib))) ? 'ok' : `the disk of the data folder has less than ${minFreeMib} MiB left`;
 }
 
-function kept(check: () => Promise<boolean>, keptMs: number = KEPT_MS): () => Promise<boolean> {
-  let last: { readonly atMs: number; readonly answered: Promise<boolean> } | null = null;
+async function assertRoom(folder: string, minFreeMib: number): Promise<void> {
+  const { bavail, bsize } = await statfs(folder);
+  if (bavail * bsize < minFreeMib * MEBIBYTE) throw new Error('full');
+}
+
+function kept<T>(check: () => Promise<T>, keptMs: number = KEPT_MS): () => Promise<T> {
+  let last: { readonly atMs: number; readonly answered: Promise<T> } | null = null;
   return () => {
     const nowMs = performance.now();
     if (last === null || nowMs - last.atMs > keptMs) last = { atMs: nowMs, answered: check() };

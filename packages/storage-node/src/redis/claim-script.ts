@@ -69,7 +69,11 @@ if #due > 0 then
   redis.call('ZADD', store, -due[#due], 'forgotten')
 end
 
-if not ARGV[5] then return { 'checked', server, floor } end
+if not ARGV[5] then
+  -- A server without room refuses this, as it will refuse to remember a nonce; there is no such member, so nothing changes.
+  redis.call('ZADD', store, 'XX', 0, 'room')
+  return { 'checked', server, floor }
+end
 local expires = tonumber(ARGV[7])
 if tonumber(ARGV[6]) <= floor then return { 'floor', server, floor } end
 local forgotten = redis.call('ZSCORE', store, 'forgotten')
