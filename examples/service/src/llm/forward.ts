@@ -10,9 +10,10 @@
  * error event in the provider's form, because the official SDKs take a stream that merely ends for a whole one; any other
  * broken answer is cut, so that its length or its missing last chunk tells.
  */
+import dns from 'node:dns';
 import http, { type ClientRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import https from 'node:https';
-import type { Socket } from 'node:net';
+import type { LookupFunction, Socket } from 'node:net';
 import type { Bytes } from '@keyguard/core/seams';
 import { failure, sendFailure, type FailureCode } from './failures.ts';
 import { eventReader, jsonReader, type AnswerReader } from './metering.ts';
@@ -103,7 +104,7 @@ export interface Forwarder {
 
 export function createForwarder(limits: ForwardLimits): Forwarder {
   const options = { keepAlive: true, noDelay: true, timeout: UNUSED_SOCKET_MS } as const;
-  const agents = { plain: new http.Agent(options), secure: new https.Agent(options) };
+  const agents = { plain: new http.Agent({ ...options, lookup: loopbackOnly } as http.AgentOptions), secure: new https.Agent(options) };
   const count = (lists: NodeJS.ReadOnlyDict<unknown[]>): number =>
     Object.values(lists).reduce((sum, list) => sum + (list?.length ?? 0), 0);
 
@@ -137,6 +138,17 @@ export function createForwarder(limits: ForwardLimits): Forwarder {
     },
   };
 }
+
+/** For upstreams without TLS, which are on this machine: their name must not become another machine's. */
+const loopbackOnly: LookupFunction = (hostname, options, callback) => {
+  dns.lookup(hostname, { ...options, all: true }, (error, addresses) => {
+    const own = (addresses ?? []).filter(({ address }) => address === '::1' || address.startsWith('127.'));
+    const [first] = own;
+    if (error !== null || first === undefined) callback(error ?? new Error('The name of a loopback upstream leads elsewhere.'), '');
+    else if (options.all === true) callback(null, own);
+    else callback(null, first.address, first.family);
+  });
+};
 
 function forwardOne(
   limits: ForwardLimits,
@@ -213,7 +225,7 @@ function forwardOne(
   const onResponse = (answer: IncomingMessage): void => {
     incoming = answer;
     answer.on('error', () => fail('upstream_broken')).on('close', () => fail('upstream_broken'));
-    const refusal = recorded === undefined ? refusalOf(answer) : null;
+    const refusal = recorded === undefined ? refusalOf(answer, outgoing.method) : null;
     if (refusal !== null) fail(refusal);
     if (recorded !== undefined) {
       outgoing.destroy();
@@ -282,13 +294,15 @@ function forwardOne(
 }
 
 /** Why an answer is not handed on, judged by its head. */
-function refusalOf({ statusCode = 0, headers }: IncomingMessage): FailureCode | null {
+function refusalOf({ statusCode = 0, headers }: IncomingMessage, method: string): FailureCode | null {
   if (statusCode >= 300 && statusCode < 400) return 'upstream_redirect';
   // Ours was refused, not the caller's, and the text of such an answer likes to quote part of the key.
   if (statusCode === 401) return 'upstream_key_refused';
   if (statusCode < 200 || statusCode > 599) return 'upstream_invalid';
   // It was asked for identity; what it compressed could neither be watched nor ended with an error event.
   if ((headers['content-encoding'] ?? 'identity').toLowerCase() !== 'identity') return 'upstream_invalid';
+  // A page comes from something that stands before the provider, and an SDK would read it as an empty stream. A download may be one.
+  if (statusCode < 300 && method === 'POST' && /^text\/html\b/i.test(headers['content-type'] ?? '')) return 'upstream_invalid';
   return null;
 }
 

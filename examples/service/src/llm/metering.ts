@@ -2,6 +2,7 @@
  * Reads what passes through, and keeps none of it: which tokens a provider reports, and whether a stream came to its end. What the
  * counts mean is for the providers' own files.
  */
+import { condensedJson, type CondensedJson } from './condensed-json.ts';
 import type { Meter } from './provider.ts';
 
 /** The member `name` of an object; `undefined` for anything else. */
@@ -38,20 +39,20 @@ export interface AnswerReader {
   end(): void;
 }
 
-const MAX_EVENT_BYTES = 1024 * 1024;
-const MAX_ANSWER_BYTES = 1024 * 1024;
+const WHOLE_BYTES = 1024 * 1024;
+const CONDENSED_BYTES = 1024 * 1024;
 const TAIL_BYTES = 4096;
 const EVENT_END = /\r\n\r\n|\n\n|\r\r/;
 const LINE_END = /\r\n|\n|\r/;
 
 /**
- * Gives the events of a stream to `meter`, at the latest with the byte after their blank line. An event of more than a mebibyte is
- * passed over: there are no counts in a generated image.
+ * Gives the events of a stream to `meter`, at the latest with the byte after their blank line. Of an event of more than a mebibyte,
+ * what is left when its long texts are emptied: a generated image comes in one event with the counts of what it cost.
  */
 export function eventReader(meter: Meter): AnswerReader {
   let open: Buffer[] = [];
   let openBytes = 0;
-  let isTooLong = false;
+  let condensed: CondensedJson | null = null;
   // What a provider says of the call as a whole, it says at the beginning.
   let isFirst = true;
 
@@ -65,31 +66,35 @@ export function eventReader(meter: Meter): AnswerReader {
     }
   }
 
+  function readOpen(): void {
+    const [first] = open;
+    const whole = condensed === null ? (open.length > 1 ? Buffer.concat(open) : first) : condensed.rest();
+    if (whole && (isFirst || meter.marks.some((mark) => whole.includes(mark)))) read(whole.toString('utf8'));
+    open = [];
+    openBytes = 0;
+    condensed = null;
+  }
+
   return {
     take(bytes) {
-      // Nearly always whole events, as the gate lets them through.
-      const isEnd = endsEvent(bytes);
-      if (!isTooLong) {
+      if (condensed !== null) condensed.take(bytes);
+      else {
         open.push(bytes);
         openBytes += bytes.length;
-        if (openBytes > MAX_EVENT_BYTES) {
-          open = [];
-          isTooLong = true;
-        }
+        if (openBytes > WHOLE_BYTES) condensed = condense(open);
+        if (condensed !== null) open = [];
       }
-      if (!isEnd) return;
-      const [first] = open;
-      const whole = open.length > 1 ? Buffer.concat(open) : first;
-      if (whole !== undefined && (isFirst || meter.marks.some((mark) => whole.includes(mark)))) read(whole.toString('utf8'));
-      open = [];
-      openBytes = 0;
-      isTooLong = false;
+      // Nearly always whole events, as the gate lets them through.
+      if (endsEvent(bytes)) readOpen();
     },
-    end() {
-      if (open.length > 0) read(Buffer.concat(open).toString('utf8'));
-      open = [];
-    },
+    end: readOpen,
   };
+}
+
+function condense(pieces: readonly Buffer[]): CondensedJson {
+  const condensed = condensedJson(CONDENSED_BYTES);
+  for (const piece of pieces) condensed.take(piece);
+  return condensed;
 }
 
 const LF = 10;
@@ -103,31 +108,37 @@ function endsEvent(bytes: Buffer): boolean {
 }
 
 /**
- * Gives a whole JSON answer to `meter`. Of one that is longer than a mebibyte, the member `usage` alone, where it stands near the end:
- * so do those that are long, lists of embeddings.
+ * Gives a whole JSON answer to `meter`. Of one that is longer than a mebibyte, what is left when its long texts are emptied; and of
+ * one that is long all the same, as lists of vectors are, the member `usage` alone, where it stands near the end.
  */
 export function jsonReader(meter: Meter): AnswerReader {
   let kept: Buffer[] = [];
   let keptBytes = 0;
-  let tail: Buffer | null = null;
+  let condensed: CondensedJson | null = null;
+  let tail = Buffer.alloc(0);
+
+  function answerOfTail(): unknown {
+    const json = /"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})[\s}]*$/.exec(tail.toString('utf8'))?.[1];
+    return json === undefined ? undefined : { usage: parsed(json) };
+  }
+
   return {
     take(bytes) {
-      if (tail !== null) {
-        tail = bytes.length >= TAIL_BYTES ? bytes.subarray(-TAIL_BYTES) : Buffer.concat([tail, bytes]).subarray(-TAIL_BYTES);
+      if (condensed === null) {
+        kept.push(bytes);
+        keptBytes += bytes.length;
+        if (keptBytes <= WHOLE_BYTES) return;
+        condensed = condense(kept);
+        tail = Buffer.from(Buffer.concat(kept).subarray(-TAIL_BYTES));
+        kept = [];
         return;
       }
-      kept.push(bytes);
-      keptBytes += bytes.length;
-      if (keptBytes <= MAX_ANSWER_BYTES) return;
-      tail = Buffer.concat(kept).subarray(-TAIL_BYTES);
-      kept = [];
+      condensed.take(bytes);
+      tail = Buffer.concat([tail, bytes.subarray(-TAIL_BYTES)]).subarray(-TAIL_BYTES);
     },
     end() {
-      if (tail === null) meter.answer(parsed(Buffer.concat(kept).toString('utf8')));
-      else {
-        const json = /"usage"\s*:\s*(\{[^{}]*\})[\s}]*$/.exec(tail.toString('utf8'))?.[1];
-        if (json !== undefined) meter.answer({ usage: parsed(json) });
-      }
+      const whole = condensed === null ? Buffer.concat(kept) : condensed.rest();
+      meter.answer(whole === null ? answerOfTail() : parsed(whole.toString('utf8')));
       kept = [];
     },
   };

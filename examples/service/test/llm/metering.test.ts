@@ -98,6 +98,25 @@ describe.each(CASES)('a stream of $provider $rest', ({ provider, rest, events, u
   });
 });
 
+describe('a stream with a generated image of megabytes in it', () => {
+  const image = 'iVBORw0KGgo'.repeat(300_000);
+
+  it.each([
+    ['openai', 'responses', { type: 'response.completed', response: { model: 'gpt-y', output: [{ type: 'image_generation_call', result: image }], usage: { input_tokens: 50, input_tokens_details: { cached_tokens: 4 }, output_tokens: 4160 }, metadata: {} } }, { model: 'gpt-y', inputTokens: 50, outputTokens: 4160 }, true],
+    ['openai', 'images/generations', { type: 'image_generation.completed', b64_json: image, usage: { total_tokens: 100, input_tokens: 50, output_tokens: 50, input_tokens_details: { text_tokens: 10, image_tokens: 40 } } }, { model: null, inputTokens: 50, outputTokens: 50 }, null],
+    ['google', 'v1beta/models/m:streamGenerateContent', { candidates: [{ content: { parts: [{ inlineData: { mimeType: 'image/png', data: image } }] }, finishReason: 'STOP' }], usageMetadata: { promptTokenCount: 8, candidatesTokenCount: 1290 }, modelVersion: 'm-1' }, { model: 'm-1', inputTokens: 8, outputTokens: 1290 }, true],
+  ])('of %s %s is whole and counted', (provider, rest, value, usage, isWhole) => {
+    const bytes = Buffer.from(event(value));
+    for (const size of [65_536, bytes.length]) {
+      const meter = meterOf(provider, rest);
+      const reader = eventReader(meter);
+      for (let i = 0; i < bytes.length; i += size) reader.take(bytes.subarray(i, i + size));
+      reader.end();
+      expect([meter.usage(), meter.isWhole()]).toEqual([usage, isWhole]);
+    }
+  });
+});
+
 describe('a whole answer', () => {
   const count = (provider: string, rest: string, value: object | string, size = 1000): object => {
     const meter = meterOf(provider, rest);
@@ -128,6 +147,19 @@ describe('a whole answer', () => {
     for (const size of [100_000, 3000]) {
       expect(count('openai', 'embeddings', { object: 'list', data, model: 'm', usage: { prompt_tokens: 9, total_tokens: 9 } }, size)).toMatchObject({ inputTokens: 9, outputTokens: 0 });
     }
+  });
+
+  it('that is long because of an image is counted wherever its usage stands', () => {
+    const usage = { input_tokens: 50, output_tokens: 1056, input_tokens_details: { text_tokens: 10, image_tokens: 40 } };
+    const data = [{ b64_json: 'iVBORw0KGgo'.repeat(300_000) }];
+    for (const value of [{ created: 0, data, usage }, { usage, created: 0, data, size: '1024x1024' }]) {
+      expect(count('openai', 'images/generations', value, 65_536)).toEqual({ model: null, inputTokens: 50, outputTokens: 1056 });
+    }
+  });
+
+  it('that is just too long to keep is counted by its end, even if that comes in crumbs', () => {
+    const json = JSON.stringify({ data: [{ embedding: Array.from({ length: 120_000 }, () => 0.123_456) }], usage: { prompt_tokens: 9, total_tokens: 9, prompt_tokens_details: { cached_tokens: 1 } } });
+    for (const size of [57, 65_536]) expect(count('openai', 'embeddings', json, size)).toMatchObject({ inputTokens: 9, outputTokens: 0 });
   });
 
   it('that is no JSON counts for nothing', () => {

@@ -13,7 +13,7 @@ import { toBase64, toBase64Url, utf8 } from '@keyguard/core/bytes';
 import { signatureBase, type CoveredHeader } from '@keyguard/core/canonical';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDeviceRegistry } from '@keyguard/core/memory';
-import type { Bytes, Clock, SigningKey } from '@keyguard/core/seams';
+import type { Bytes, Clock, ReplayStore, SigningKey } from '@keyguard/core/seams';
 import { webCryptoRandom } from '@keyguard/core/system';
 import { createEnrollment, createVerifier, generateEnrollmentCode, hashEnrollmentCode, nodePrimitives } from '@keyguard/server-verifier';
 import type { CallEvent } from '../../src/llm/call-events.ts';
@@ -63,9 +63,12 @@ export interface StageOptions extends Partial<LlmProxyOptions> {
   readonly upstream: TrustedUpstream;
   readonly apiKey?: string;
   readonly clientClock?: Clock;
+  /** Through which the client sends what it has signed. */
+  readonly clientFetch?: typeof fetch;
+  readonly replayStore?: ReplayStore;
 }
 
-export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock, ...options }: StageOptions): Promise<Stage> {
+export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock, clientFetch, replayStore = memoryReplayStore({ startedAtMs: 0 }), ...options }: StageOptions): Promise<Stage> {
   const app = express().disable('x-powered-by');
   const server = createServer(app);
   const port = await listen(server);
@@ -76,7 +79,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
   const seams = {
     policy: { authorities: [authority], ...unlimited },
     registry,
-    replayStore: memoryReplayStore({ startedAtMs: 0 }),
+    replayStore,
     primitives: nodePrimitives(),
   };
   const verifier = createVerifier(seams);
@@ -96,7 +99,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
   const code = generateEnrollmentCode(webCryptoRandom());
   registry.addCode({ codeHash: hashEnrollmentCode(code)!, ownerId: 'owner', projectId: 'project', expiresAtMs: Date.now() + 60_000 });
   const keyStore = memoryKeyStore();
-  const client = new KeyGuardClient({ origin: `http://${authority}`, keyStore, ...(clientClock && { clock: clientClock }) });
+  const client = new KeyGuardClient({ origin: `http://${authority}`, keyStore, ...(clientClock && { clock: clientClock }), ...(clientFetch && { fetch: clientFetch }) });
   await client.enroll({ code, label: 'test' });
   const key = (await keyStore.get(authority))!;
 
