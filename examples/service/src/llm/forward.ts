@@ -233,8 +233,8 @@ function forwardOne(
     }
     const isStream = /^text\/event-stream(?:\s*;|\s*$)/i.test(answer.headers['content-type'] ?? '');
     if (isStream) gate = eventGate(limits.maxEventBytes);
-    // An error answer counts for nothing: nobody is billed for it.
-    if (answer.statusCode! < 300 && (isStream || isJson(answer))) {
+    // An error answer counts for nothing, as nobody is billed for it; nor does one that is fetched again, because it was counted.
+    if (outgoing.method === 'POST' && answer.statusCode! < 300 && (isStream || isJson(answer))) {
       meter = provider.meter(rest);
       reader = isStream ? eventReader(meter) : jsonReader(meter);
     }

@@ -6,7 +6,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { memoryReplayStore } from '@keyguard/core/memory';
 import type { ReplayStore } from '@keyguard/core/seams';
 import { given, SUBJECTS, type Subject } from './sdk-subjects.ts';
-import type { Stage, StageOptions } from './stage.ts';
+import type { StageOptions } from './stage.ts';
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -14,7 +14,7 @@ afterEach(async () => {
 });
 
 /** What came of one call, whose first tries are answered with these statuses by the provider. */
-async function outcome(subject: Subject, statuses: readonly number[], options: Partial<StageOptions> = {}, begin = (_: Stage): void => {}): Promise<object> {
+async function outcome(subject: Subject, statuses: readonly number[], options: Partial<StageOptions> = {}, begin = (): void => {}): Promise<object> {
   const nonces: unknown[] = [];
   const { stage, upstream } = await given(
     subject.provider,
@@ -31,7 +31,7 @@ async function outcome(subject: Subject, statuses: readonly number[], options: P
       },
     },
   );
-  begin(stage);
+  begin();
   nonces.length = 0;
   const text = await subject.plain(stage);
   return { title: subject.title, text, calls: upstream.requests.length, attempts: nonces.length, nonces: new Set(nonces).size };
