@@ -2,11 +2,9 @@
  * The client in a real browser, on a page of another origin: the same twenty lines as in Node, with the official SDK and the key in
  * IndexedDB, against the service with its CORS rules.
  */
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { build } from 'esbuild';
 import { chromium, type Browser, type Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
+import { bundle, serve, type Site } from './pages.ts';
 import { caller, folder, remove, startService, type Running } from './stage.ts';
 
 const ENTRY = `
@@ -39,19 +37,9 @@ declare function enroll(origin: string, code: string): Promise<Answer>;
 declare function chat(origin: string, question: string, offMs?: number): Promise<Answer>;
 declare function plainFetch(url: string, init?: RequestInit): Promise<Answer>;
 
-/** A page with the bundle, on an origin of its own. */
-async function serve(script: string): Promise<{ readonly origin: string; readonly server: Server }> {
-  const server = createServer((request, response) => {
-    if (request.url === '/app.js') response.writeHead(200, { 'content-type': 'text/javascript' }).end(script);
-    else response.writeHead(200, { 'content-type': 'text/html' }).end('<!doctype html><title>app</title><script type="module" src="/app.js"></script>');
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  return { origin: `http://localhost:${(server.address() as AddressInfo).port}`, server };
-}
-
 describe('a browser', { timeout: 60_000 }, () => {
-  let site: { readonly origin: string; readonly server: Server };
-  let stranger: { readonly origin: string; readonly server: Server };
+  let site: Site;
+  let stranger: Site;
   let data: string;
   let service: Running;
   let browser: Browser;
@@ -69,16 +57,7 @@ describe('a browser', { timeout: 60_000 }, () => {
   const newCode = async (): Promise<string> => (await call('POST', '/api/enrollment-codes', { token: admin, body: { label: 'browser' } })).json.code;
 
   beforeAll(async () => {
-    const { outputFiles } = await build({
-      stdin: { contents: ENTRY, resolveDir: import.meta.dirname, loader: 'js' },
-      bundle: true,
-      format: 'esm',
-      platform: 'browser',
-      conditions: ['@keyguard/source'],
-      write: false,
-      logLevel: 'silent',
-    });
-    const script = outputFiles[0]!.text;
+    const script = await bundle(ENTRY);
     site = await serve(script);
     stranger = await serve(script);
     data = await folder();
@@ -92,8 +71,8 @@ describe('a browser', { timeout: 60_000 }, () => {
   afterAll(async () => {
     await browser?.close();
     await service?.stop();
-    site?.server.close();
-    stranger?.server.close();
+    site?.close();
+    stranger?.close();
     await remove(data);
   });
 

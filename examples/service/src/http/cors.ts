@@ -5,7 +5,11 @@
 import type { RequestHandler } from 'express';
 import { writeProblem } from './problems.ts';
 
-const EXPOSED = ['x-request-id', 'x-keyguard-time', 'x-keyguard-next-challenge', 'x-keyguard-overhead-ms', 'retry-after', 'ratelimit', 'openai-processing-ms', 'openai-version'].join(', ');
+// Those that the official SDKs read: when to come again, whether to, and by which name a call can be asked about.
+const EXPOSED = [
+  'x-request-id', 'x-upstream-request-id', 'request-id', 'x-keyguard-time', 'x-keyguard-next-challenge', 'x-keyguard-overhead-ms',
+  'retry-after', 'retry-after-ms', 'x-should-retry', 'ratelimit', 'ratelimit-policy', 'openai-processing-ms', 'openai-version',
+].join(', ');
 const METHODS = 'GET, HEAD, POST, PUT, PATCH, DELETE';
 const HEADER_LIST = /^[A-Za-z0-9-]{1,64}(?:[\t ]*,[\t ]*[A-Za-z0-9-]{1,64}){0,63}$/;
 
