@@ -25,7 +25,7 @@ export function drawChart(sections: readonly Section[]): string {
   const parts: string[] = [];
   let y = MARGIN;
   for (const { title, unit, rows } of sections) {
-    const better = unit === 'µs' ? 'less is better' : 'more is better';
+    const better = unit.endsWith('/s') ? 'more is better' : 'less is better';
     parts.push(`<text x="${MARGIN}" y="${y + 22}" class="title">${escaped(title)} <tspan class="unit">${unit}, ${better}</tspan></text>`);
     y += TITLE_HEIGHT - 8;
     const largest = Math.max(...rows.map((row) => row.upperQuartile));

@@ -26,6 +26,8 @@ export interface PostgresServer {
   readonly version: string;
   /** A database of its own, migrated. */
   open(): Promise<PostgresDatabase>;
+  /** An empty database, for a program that migrates by itself: where its owner gets in, and where the login of a service does. */
+  deploy(): Promise<{ readonly appUrl: string; readonly ownerUrl: string }>;
   /** Drops what it opened. */
   stop(): Promise<void>;
 }
@@ -35,7 +37,7 @@ interface Server {
   stop(): Promise<void>;
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
@@ -94,6 +96,8 @@ export async function startPostgres(): Promise<PostgresServer> {
   await first.query(`CREATE ROLE ${login} LOGIN NOINHERIT PASSWORD '${password}'`);
   const { rows } = await first.query<{ version: string }>(`SELECT current_setting('server_version') AS version`);
   const opened = new Map<string, Pool>();
+  const deployed: string[] = [];
+  const owner = `${login}_owner`;
   return {
     version: rows[0]!.version.split(' ')[0]!,
     async open() {
@@ -105,12 +109,22 @@ export async function startPostgres(): Promise<PostgresServer> {
       await grantRolesTo(pgClient(superuser), login);
       return { appUrl: urlOf(server.url, { pathname: name, username: login, password }), superuser };
     },
+    async deploy() {
+      const name = `${login}_service_${deployed.length}`;
+      if (deployed.length === 0) await first.query(`CREATE ROLE ${owner} LOGIN CREATEROLE PASSWORD '${password}'`);
+      deployed.push(name);
+      await first.query(`CREATE DATABASE ${name} OWNER ${owner}`);
+      return { appUrl: urlOf(server.url, { pathname: name, username: login, password }), ownerUrl: urlOf(server.url, { pathname: name, username: owner, password }) };
+    },
     async stop() {
       for (const [name, superuser] of opened) {
         await superuser.end();
         await first.query(`DROP DATABASE ${name} WITH (FORCE)`);
       }
+      for (const name of deployed) await first.query(`DROP DATABASE ${name} WITH (FORCE)`);
       await first.query(`DROP ROLE ${login}`);
+      // On a server that stays, other databases may still use the roles that this login created.
+      if (deployed.length > 0) await first.query(`DROP ROLE ${owner}`).catch(() => {});
       await first.end();
       await server.stop();
     },

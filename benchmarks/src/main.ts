@@ -28,12 +28,14 @@ const SUITES: Readonly<Record<string, Suite>> = {
   growth: inProcessOfItsOwn('growth'),
   stores: inProcessOfItsOwn('stores', 'any'),
   append: inProcessOfItsOwn('append', 'any'),
+  // With what it starts there, PostgreSQL among it: only the servers that are measured are on the other core.
+  proxy: inProcessOfItsOwn('proxy', 1),
 };
 
 function commit(): string {
   try {
     const git = (...args: string[]): string => execFileSync('git', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
-    const changed = git('status', '--porcelain', '--untracked-files=no', '--', '../packages', '.') === '' ? '' : ', with changes';
+    const changed = git('status', '--porcelain', '--untracked-files=no', '--', '../packages', '../examples/service', '.') === '' ? '' : ', with changes';
     return `${git('rev-parse', '--short=12', 'HEAD')}${changed}`;
   } catch {
     return 'unknown';

@@ -8,11 +8,32 @@ const CONDITION = '--conditions=@keyguard/source';
 /** Whether processes can be pinned: there is a `taskset` that works, and more than one core. */
 export const canPin = availableParallelism() > 1 && spawnSync('taskset', ['-c', '0,1', 'true']).status === 0;
 
+export type Core = 0 | 1 | 'any';
+
 /** `core`: on which it is pinned; `any` for what works beside a database and other processes, and must not be kept on one. */
-export function start(file: string, core: 0 | 1 | 'any', ...args: readonly string[]): ChildProcess {
-  const command = [process.execPath, '--expose-gc', CONDITION, fileURLToPath(new URL(file, import.meta.url)), ...args];
-  const [program, ...rest] = canPin && core !== 'any' ? ['taskset', '-c', String(core), ...command] : command;
-  return spawn(program!, rest, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], env: { ...process.env, NODE_ENV: 'production' } });
+export function start(file: string, core: Core, ...args: readonly string[]): ChildProcess {
+  const [program, ...rest] = pinned(core, [process.execPath, '--expose-gc', CONDITION, fileURLToPath(new URL(file, import.meta.url)), ...args]);
+  return spawn(program, rest, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], env: { ...process.env, NODE_ENV: 'production' } });
+}
+
+export interface ProgramOptions {
+  readonly folder: string;
+  /** All of its environment but PATH. */
+  readonly environment: Readonly<Record<string, string>>;
+}
+
+/** A program that is no part of the benchmark. `args`: of node. What it says goes nowhere, but for what it says of errors. */
+export function startProgram(core: Core, args: readonly string[], { folder, environment }: ProgramOptions): ChildProcess {
+  const [program, ...rest] = pinned(core, [process.execPath, ...args]);
+  return spawn(program, rest, {
+    cwd: folder,
+    stdio: ['ignore', 'ignore', 'inherit'],
+    env: { PATH: process.env['PATH'] ?? '', HOME: folder, NODE_ENV: 'production', ...environment },
+  });
+}
+
+function pinned(core: Core, command: readonly string[]): [string, ...string[]] {
+  return (canPin && core !== 'any' ? ['taskset', '-c', String(core), ...command] : command) as [string, ...string[]];
 }
 
 /** The next message of `child`. Rejects when it ends instead. */

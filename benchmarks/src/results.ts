@@ -1,7 +1,7 @@
 /** What a suite finds out, as plain data: it crosses a process boundary and is printed, written and drawn elsewhere. */
 import { median, quantile, type Timings } from './rounds.ts';
 
-export type Unit = 'µs' | 'requests/s' | 'entries/s';
+export type Unit = 'µs' | 'ms' | 'MiB' | 'requests/s' | 'entries/s';
 
 export interface Row {
   readonly name: string;

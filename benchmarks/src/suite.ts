@@ -3,13 +3,14 @@ import { append } from './append.ts';
 import { audit } from './audit.ts';
 import { growth } from './growth.ts';
 import { merkle } from './merkle.ts';
+import { proxy } from './proxy.ts';
 import { sign } from './sign.ts';
 import { stores } from './stores.ts';
 import { vault } from './vault.ts';
 import { verify } from './verify.ts';
 import type { Suite, SuiteOptions } from './results.ts';
 
-const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth, stores, append };
+const SUITES: Readonly<Record<string, Suite>> = { sign, verify, vault, audit, merkle, growth, stores, append, proxy };
 
 const [name = '', options = '{}'] = process.argv.slice(2);
 const suite = SUITES[name];
