@@ -10,7 +10,7 @@ export function databaseFaults(): InjectedFaults {
   });
 }
 
-const WRITES = /^\s*(?:INSERT|UPDATE|DELETE)\b|\bkeyguard\.(?:claim_nonce|purge_nonces)\(/i;
+const WRITES = /^\s*(?:INSERT|UPDATE|DELETE)\b|\bkeyguard\.(?:claim_nonces|purge_nonces|add_audit_records|add_audit_records_after)\(/i;
 
 /** `inner`, reached over whatever `faults` does to a connection. */
 export function faultyClient(inner: SqlClient, faults: InjectedFaults): SqlClient {

@@ -2,10 +2,11 @@
  * The audit log in PostgreSQL: one chain per origin, continued under a lock on its head.
  *
  * Callers that arrive while a batch is being written, or while other processes have their turn, share the next one: one
- * transaction, one insert, one commit for all of them. Processes take turns in the order in which they ask. The database refuses
- * records that do not continue the chain, and any change to those that are there.
+ * transaction, one insert, one commit for all of them. Processes take turns in the order in which they ask; a process that wrote the
+ * last record itself needs no turn, and one statement. The database refuses records that do not continue the chain, and any change to
+ * those that are there.
  */
-import { checkEntry, continueChain, type ChainKeys, type ChainPosition } from '@keyguard/core/audit';
+import { chainAfter, checkEntry, continueChain, type ChainKeys, type ChainPosition } from '@keyguard/core/audit';
 import { fromUtf8 } from '@keyguard/core/bytes';
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { AuditEntry, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
@@ -57,6 +58,19 @@ interface RecordRow {
 }
 
 const COLUMNS = 'seq, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id';
+// After so many misses in a row one write in 64 is tried without a turn.
+const MAX_MISSES = 6;
+
+/** Records that are not stored yet, and the columns of all of them as the database takes them. */
+interface Sealed {
+  /** Those of the entries that were given. */
+  readonly records: readonly AuditRecord[];
+  readonly columns: readonly unknown[];
+}
+
+const placeholders = (count: number): string => Array.from({ length: count }, (_, i) => `$${1 + i}`).join(', ');
+const ADD = `SELECT keyguard.add_audit_records(${placeholders(17)})`;
+const ADD_AFTER = `SELECT keyguard.add_audit_records_after(${placeholders(20)}) AS added`;
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64');
 
 function column(value: JsonValue | undefined): string | null {
@@ -98,6 +112,10 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
   const waiting: Waiting[] = [];
   let waitingEntries = 0;
   let isWriting = false;
+  // What follows the last record that this process has added, where nothing was heard of another one since.
+  let known: ChainPosition | null = null;
+  let misses = 0;
+  let turnsToTake = 0;
 
   /** Where the next record goes. Nobody else can append from then on until the transaction ends. */
   async function lockHead(tx: SqlTransaction): Promise<ChainPosition> {
@@ -106,22 +124,15 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     return { seq: integer(row.seq) + 1, prevMac: bytesOf(row.mac), macKeyId: row.mac_key_id };
   }
 
-  async function extend(tx: SqlTransaction, head: ChainPosition, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+  async function seal(head: ChainPosition, entries: readonly AuditEntry[]): Promise<Sealed> {
     const nowMs = clock.nowMs();
     const records = await continueChain({ ...options, head, nowMs, entries });
     // A change of the key, which no caller gave, is the first where there is one.
     const changes = records.length - entries.length;
     const copies = [...records.slice(0, changes).map(({ bytes }) => JSON.parse(fromUtf8(bytes)) as AuditEntry), ...entries];
-    await tx.query(
-      `INSERT INTO keyguard.secret_audit_logs (origin, seq, ts_ms, actor, device_id, action, resource, outcome, ip, request_id,
-          entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id)
-        SELECT $1, r.seq, $2::bigint, r.actor, r.device_id, r.action, r.resource, r.outcome, r.ip, r.request_id,
-          decode(r.entry, 'base64'), decode(r.prev_mac, 'base64'), decode(r.mac, 'base64'), $3,
-          CASE r.seq WHEN $4::bigint THEN decode($5, 'base64') END, CASE r.seq WHEN $4::bigint THEN $6 END
-        FROM unnest($7::bigint[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-          $15::text[], $16::text[], $17::text[])
-          AS r (seq, actor, device_id, action, resource, outcome, ip, request_id, entry, prev_mac, mac)`,
-      [
+    return {
+      records: records.slice(changes),
+      columns: [
         origin,
         nowMs,
         records[0]!.macKeyId,
@@ -138,8 +149,25 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
         records.map((r) => base64(r.prevMac)),
         records.map((r) => base64(r.mac)),
       ],
-    );
-    return records.slice(changes);
+    };
+  }
+
+  async function extend(tx: SqlTransaction, head: ChainPosition, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
+    const { records, columns } = await seal(head, entries);
+    await tx.query(ADD, columns);
+    return records;
+  }
+
+  /**
+   * One statement, where this process wrote the last record and nobody else has the turn: the database adds what follows that record, or
+   * answers that it is not the last any more, and has added nothing. So the head is as good as held.
+   */
+  async function extendKnown(client: SqlClient, head: ChainPosition, entries: readonly AuditEntry[]): Promise<readonly AuditRecord[] | null> {
+    const { records, columns } = await seal(head, entries);
+    const { rows } = await client.query<{ added: unknown }>(ADD_AFTER, [head.seq - 1, base64(head.prevMac), statementTimeoutMs, ...columns]);
+    const added = rows[0]?.added;
+    if (typeof added !== 'boolean') throw new UnavailableError(SEAM, 'The database did not say whether the records are there.');
+    return added ? records : null;
   }
 
   /** The callers of one transaction, who then wait no more. */
@@ -156,8 +184,50 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     return batch;
   }
 
+  function answer(batch: readonly Waiting[], records: readonly AuditRecord[]): void {
+    known = chainAfter(records.at(-1)!);
+    let at = 0;
+    for (const { entries, resolve } of batch) {
+      resolve(records.slice(at, at + entries.length));
+      at += entries.length;
+    }
+  }
+
+  /** Whether the batch was dealt with: added, or failed. */
+  async function writeAfterKnown(client: SqlClient, head: ChainPosition): Promise<boolean> {
+    const batch = takeBatch();
+    known = null;
+    try {
+      const records = await guarded(SEAM, () => extendKnown(client, head, batch.flatMap(({ entries }) => entries)));
+      if (records === null) {
+        waiting.unshift(...batch);
+        waitingEntries += batch.reduce((sum, { entries }) => sum + entries.length, 0);
+        return false;
+      }
+      answer(batch, records);
+    } catch (error) {
+      for (const { reject } of batch) reject(error);
+    }
+    return true;
+  }
+
   async function write(client: SqlClient): Promise<void> {
+    if (known !== null && turnsToTake === 0) {
+      if (await writeAfterKnown(client, known)) {
+        misses = 0;
+        return;
+      }
+      // Others append too: each try that fails is a round trip for nothing.
+      misses = Math.min(misses + 1, MAX_MISSES);
+      turnsToTake = 2 ** misses;
+    }
+    turnsToTake = Math.max(0, turnsToTake - 1);
+    await writeInTurn(client);
+  }
+
+  async function writeInTurn(client: SqlClient): Promise<void> {
     let batch: readonly Waiting[] = [];
+    known = null;
     try {
       const records = await guarded(SEAM, () =>
         client.transaction(async (tx) => {
@@ -173,11 +243,7 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
           return extend(tx, head, batch.flatMap(({ entries }) => entries));
         }),
       );
-      let at = 0;
-      for (const { entries, resolve } of batch) {
-        resolve(records.slice(at, at + entries.length));
-        at += entries.length;
-      }
+      answer(batch, records);
     } catch (error) {
       // Without a turn there was no batch: those who would have been in it are told, and do not wait for another timeout.
       for (const { reject } of batch.length > 0 ? batch : takeBatch()) reject(error);

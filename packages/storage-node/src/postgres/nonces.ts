@@ -1,15 +1,31 @@
 /**
- * Which nonces were used, in PostgreSQL: a claim is one statement and one round trip, and durable when it answers. Any number of
- * processes share the table.
+ * Which nonces were used, in PostgreSQL: a claim is one statement and one round trip, shared with the claims that are there at the same
+ * time, and durable when it answers. Any number of processes share the table.
  */
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { Clock, ReplayStore } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
-import { asRole, callAsRole, guarded, integer, type Sql } from './client.ts';
+import { setImmediate } from 'node:timers/promises';
+import { asRole, callAsRole, guarded, integer, isClient, type Sql } from './client.ts';
 
 const SEAM = 'replay_store';
 const PURGE_BATCH = 5000;
 const RECOUNT_EVERY_MS = 1000;
+const MAX_BATCH = 256;
+// A statement on a connection that is dead answers after seconds: claims that come later do not wait for it.
+const SLOW_BATCH_MS = 50;
+const MAX_BATCHES = 8;
+// What an index holds for sure. A verifier's pairs are far shorter.
+const MAX_CHARACTERS = 512;
+
+interface Claim {
+  readonly keyId: string;
+  readonly nonce: string;
+  readonly createdSeconds: number;
+  readonly expiresAtMs: number;
+  resolve(claimed: boolean): void;
+  reject(error: unknown): void;
+}
 
 /** How much to remember. */
 export interface PostgresReplayStoreOptions {
@@ -54,6 +70,9 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
   let underWay = 0;
   let counting: Promise<void> | null = null;
   let fullUntilMs = -Infinity;
+  const waiting: Claim[] = [];
+  let batches = 0;
+  let batchBeganAtMs = 0;
 
   async function count(limit: number): Promise<void> {
     const unseen = underWay;
@@ -85,16 +104,53 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
     }
   }
 
-  async function claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean> {
-    const [row] = await callAsRole<{ claimed: unknown }>(
-      sql,
-      'kg_verifier',
-      'SELECT keyguard.claim_nonce($1, $2, $3, $4) AS claimed',
-      [keyId, nonce, createdSeconds, expiresAtMs],
-    );
-    // Not a boolean: the floor is not there, and nobody knows what was forgotten.
-    if (typeof row?.claimed !== 'boolean') throw new UnavailableError(SEAM, 'The replay store has lost its floor.');
-    return row.claimed;
+  async function claimAll(claims: readonly Claim[]): Promise<void> {
+    // In one order everywhere: batches of two processes that insert the same pairs the other way round would wait for each other.
+    const batch = claims.toSorted((a, b) => order(a.keyId, b.keyId) || order(a.nonce, b.nonce));
+    try {
+      const [row] = await callAsRole<{ claimed: unknown }>(sql, 'kg_verifier', 'SELECT keyguard.claim_nonces($1, $2, $3, $4) AS claimed', [
+        batch.map(({ keyId }) => keyId),
+        batch.map(({ nonce }) => nonce),
+        batch.map(({ createdSeconds }) => createdSeconds),
+        batch.map(({ expiresAtMs }) => expiresAtMs),
+      ]);
+      const answers = row?.claimed as readonly unknown[];
+      if (!Array.isArray(answers) || answers.length !== batch.length) throw new Error('not an answer for each pair');
+      batch.forEach(({ resolve, reject }, i) => {
+        const claimed: unknown = answers[i];
+        if (typeof claimed === 'boolean') resolve(claimed);
+        // The floor is not there, and nobody knows what was forgotten.
+        else reject(new UnavailableError(SEAM, 'The replay store has lost its floor.'));
+      });
+    } catch (error) {
+      for (const { reject } of batch) reject(error);
+    }
+  }
+
+  /** Sends what waits, one batch after the other. */
+  async function claimWaiting(): Promise<void> {
+    batches += 1;
+    for (;;) {
+      // One turn of the event loop: whoever is awake already comes into this batch.
+      await setImmediate();
+      if (waiting.length === 0) break;
+      batchBeganAtMs = performance.now();
+      await claimAll(waiting.splice(0, MAX_BATCH));
+    }
+    batches -= 1;
+  }
+
+  function claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean> {
+    return new Promise((resolve, reject) => {
+      const one: Claim = { keyId, nonce, createdSeconds, expiresAtMs, resolve, reject };
+      // What the database may refuse must not cost the others theirs, and a transaction that is handed in has no others.
+      if (!isClient(sql) || !isOrdinary(one)) {
+        void claimAll([one]);
+        return;
+      }
+      waiting.push(one);
+      if (batches === 0 || (batches < MAX_BATCHES && performance.now() - batchBeganAtMs > SLOW_BATCH_MS)) void claimWaiting();
+    });
   }
 
   async function purge(): Promise<number> {
@@ -124,4 +180,11 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
     purge: (): Promise<number> => guarded(SEAM, purge),
     raiseFloor: (createdSeconds): Promise<void> => guarded(SEAM, () => raiseFloor(createdSeconds)),
   };
+}
+
+const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+function isOrdinary({ keyId, nonce, createdSeconds, expiresAtMs }: Claim): boolean {
+  const areTexts = [keyId, nonce].every((text) => typeof text === 'string' && text.length <= MAX_CHARACTERS && !text.includes('\0'));
+  return areTexts && Number.isSafeInteger(createdSeconds) && Number.isSafeInteger(expiresAtMs);
 }

@@ -30,8 +30,8 @@ export async function grantRolesTo(client: SqlScriptClient, loginName: string): 
       await tx.script('SET LOCAL ROLE kg_owner');
       await tx.script(`GRANT USAGE ON SCHEMA keyguard TO ${login.name}`);
       await tx.script(
-        `GRANT EXECUTE ON FUNCTION keyguard.find_device(text), keyguard.claim_nonce(text, text, bigint, bigint),
-          keyguard.purge_nonces(bigint, integer), keyguard.count_nonces(integer),
+        `GRANT EXECUTE ON FUNCTION keyguard.find_device(text), keyguard.claim_nonces(text[], text[], bigint[], bigint[]),
+          keyguard.purge_nonces(bigint, integer), keyguard.count_nonces(integer), keyguard.add_audit_records_after,
           keyguard.changed_devices(text, pg_snapshot, integer) TO ${login.name}`,
       );
     }),
