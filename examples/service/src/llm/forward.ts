@@ -167,6 +167,9 @@ function forwardOne(
   let reader: AnswerReader | undefined;
   let connected = false;
   let responseBytes = 0;
+  let knownBytes = Number.NaN;
+  // The last bytes of an answer of known length: with them it ends, and so they wait for the record.
+  let lastBytes: Buffer | undefined;
   // Set once, by whatever ends the call first; everything later is its echo.
   let recorded: Promise<void> | undefined;
 
@@ -208,13 +211,14 @@ function forwardOne(
     await settle('completed', response.statusCode);
     if (response.destroyed) return;
     waitFor(limits.idleTimeoutMs, () => response.destroy());
-    response.end();
+    response.end(lastBytes);
   };
 
   const handOn = (bytes: Buffer): void => {
     responseBytes += bytes.length;
     reader?.take(bytes);
-    if (!response.write(bytes)) incoming?.pause();
+    if (responseBytes === knownBytes) lastBytes = bytes;
+    else if (!response.write(bytes)) incoming?.pause();
   };
 
   const onConnected = (): void => {
@@ -232,6 +236,7 @@ function forwardOne(
       return;
     }
     const isStream = /^text\/event-stream(?:\s*;|\s*$)/i.test(answer.headers['content-type'] ?? '');
+    if (!isStream) knownBytes = Number(answer.headers['content-length'] ?? Number.NaN);
     if (isStream) gate = eventGate(limits.maxEventBytes);
     // An error answer counts for nothing, as nobody is billed for it; nor does one that is fetched again, because it was counted.
     if (outgoing.method === 'POST' && answer.statusCode! < 300 && (isStream || isJson(answer))) {

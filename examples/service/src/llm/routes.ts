@@ -312,19 +312,22 @@ const sendRejection: RejectionSender = (answer, request, response) => {
 };
 
 /** What a seam answers; whatever goes wrong, an answer that does not come included, is an UnavailableError. */
-async function answered<T>(seam: string, withinMs: number, ask: () => Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new UnavailableError(seam, `${seam} did not answer within ${withinMs} ms.`)), withinMs);
+function answered<T>(seam: string, withinMs: number, ask: () => Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new UnavailableError(seam, `${seam} did not answer within ${withinMs} ms.`)), withinMs);
+    const fail = (cause: unknown): void => {
+      clearTimeout(timer);
+      reject(isUnavailable(cause) ? cause : new UnavailableError(seam, `${seam} failed.`, { cause }));
+    };
+    try {
+      ask().then((answer) => {
+        clearTimeout(timer);
+        resolve(answer);
+      }, fail);
+    } catch (error) {
+      fail(error);
+    }
   });
-  try {
-    return await Promise.race([ask(), late]);
-  } catch (cause) {
-    if (isUnavailable(cause)) throw cause;
-    throw new UnavailableError(seam, `${seam} failed.`, { cause });
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 /** Resolves when `work` does, at the latest after `ms`. */
