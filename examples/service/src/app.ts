@@ -1,6 +1,8 @@
 /**
  * The routes in order: the map of the service. What runs before what is decided here and nowhere else.
  */
+import { IncomingMessage, ServerResponse } from 'node:http';
+import { Socket } from 'node:net';
 import express, { type Express, type RequestHandler, type Router } from 'express';
 import helmet from 'helmet';
 import { enrollmentRouter, keyguard, verifiedRequest } from '@keyguard/adapters-express';
@@ -51,22 +53,21 @@ export function createApp(options: AppOptions): Express {
   app.set('trust proxy', options.trustedHops);
 
   app.use(requestContext);
-  app.use(
-    helmet({
-      contentSecurityPolicy: { useDefaults: false, directives: { 'default-src': ["'none'"], 'frame-ancestors': ["'none'"], 'base-uri': ["'none'"] } },
-      strictTransportSecurity: options.isSecure,
-    }),
-  );
-  app.use(options.health);
+  app.use(securityHeaders(options.isSecure));
 
   // Signed by devices: the signature is the credential.
-  app.use(['/api/keyguard', '/proxy', '/v1'], signedRoutesCors(options.allowedOrigins));
-  app.use('/api/keyguard', enrollmentRouter({ verifier, enrollment, rotation, sendRejection: sendRejectionProblem }));
+  const cors = signedRoutesCors(options.allowedOrigins);
   const seen: RequestHandler = (request, _response, next) => {
     onSeen(verifiedRequest(request).device.deviceId, request.ip ?? null);
     next();
   };
-  app.use(['/proxy', '/v1'], proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
+  // First, and in a router of its own, which compares the path once and not for each of its steps: most requests are for it.
+  const proxied = express.Router({ caseSensitive: true, strict: true });
+  proxied.use(cors, proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
+  app.use(['/proxy', '/v1'], proxied);
+  app.use('/api/keyguard', cors, enrollmentRouter({ verifier, enrollment, rotation, sendRejection: sendRejectionProblem }));
+
+  app.use(options.health);
 
   // Used by people and their programs: a session or a token is the credential. Who comes by another name, or from another place, is
   // not even asked for one.
@@ -84,4 +85,22 @@ export function createApp(options: AppOptions): Express {
   app.use(refusalsOnRecord(options.onRefused));
   app.use(errorProblems(options.onFault));
   return app;
+}
+
+/** What helmet sets is the same for all: it is asked once, because each of its dozen steps is a function for every request. */
+function securityHeaders(isSecure: boolean): RequestHandler {
+  const asked = new IncomingMessage(new Socket());
+  const answered = new ServerResponse(asked);
+  const set = helmet({
+    contentSecurityPolicy: { useDefaults: false, directives: { 'default-src': ["'none'"], 'frame-ancestors': ["'none'"], 'base-uri': ["'none'"] } },
+    strictTransportSecurity: isSecure,
+  });
+  set(asked, answered, (error) => {
+    if (error !== undefined) throw error;
+  });
+  const headers = Object.entries(answered.getHeaders()) as readonly [string, string][];
+  return (_request, response, next) => {
+    for (const [name, value] of headers) response.setHeader(name, value);
+    next();
+  };
 }
