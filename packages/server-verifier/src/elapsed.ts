@@ -12,7 +12,7 @@ export function present(): Moment {
   return { monotonicMs: performance.now(), wallMs: Date.now() };
 }
 
-/** Milliseconds since `moment`, never too few. */
-export function elapsedMs({ monotonicMs, wallMs }: Moment): number {
-  return Math.max(performance.now() - monotonicMs, Date.now() - wallMs);
+/** Milliseconds from `moment` until `now`, never too few. */
+export function elapsedMs(moment: Moment, now: Moment = present()): number {
+  return Math.max(now.monotonicMs - moment.monotonicMs, now.wallMs - moment.wallMs);
 }

@@ -1,10 +1,14 @@
 /**
- * Rate limits: a thin wrapper that gives `rate-limiter-flexible`, whatever its store, the shape of core's {@link RateLimiter}.
+ * Rate limits: one in the memory of this process, which answers at once, and a thin wrapper that gives `rate-limiter-flexible`, whatever
+ * its store, the shape of core's {@link RateLimiter}.
  */
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { RateDecision, RateLimiter } from '@keyguard/core/seams';
-import { RateLimiterMemory, RateLimiterRedis, type RateLimiterAbstract, type RateLimiterRes } from 'rate-limiter-flexible';
+import { RateLimiterRedis, type RateLimiterAbstract, type RateLimiterRes } from 'rate-limiter-flexible';
 import { TIMED_OUT, within } from './deadline.ts';
+import { elapsedMs, present, type Moment } from './elapsed.ts';
+
+const MINUTE_MS = 60_000;
 
 /** A {@link RateLimiter} over any limiter of `rate-limiter-flexible`; its `points` are the default limit per `duration`. */
 export function rateLimiter(limiter: RateLimiterAbstract): RateLimiter {
@@ -37,9 +41,54 @@ export interface MemoryRateLimiterOptions {
   readonly perMinute: number;
 }
 
-/** Counts in this process only: with several processes each lets the whole limit through. */
+interface Window {
+  readonly began: Moment;
+  consumed: number;
+}
+
+/**
+ * Counts in this process only: with several processes each lets the whole limit through. The minute of a key begins with its first
+ * request. Holds the keys of the last two minutes, and no timer.
+ */
 export function memoryRateLimiter({ perMinute }: MemoryRateLimiterOptions): RateLimiter {
-  return rateLimiter(new RateLimiterMemory({ points: perMinute, duration: 60 }));
+  let windows = new Map<string, Window>();
+  // Those that began in the minute before, some of which are still open.
+  let before = new Map<string, Window>();
+  let turned = present();
+
+  function openWindow(key: string, now: Moment): Window | undefined {
+    const sinceTurnMs = elapsedMs(turned, now);
+    if (sinceTurnMs >= MINUTE_MS) {
+      before = sinceTurnMs < 2 * MINUTE_MS ? windows : new Map();
+      windows = new Map();
+      turned = now;
+    }
+    const found = windows.get(key) ?? before.get(key);
+    return found !== undefined && elapsedMs(found.began, now) < MINUTE_MS ? found : undefined;
+  }
+
+  const decide = (window: Window | undefined, now: Moment, limit: number, ahead: number): RateDecision => {
+    const consumed = (window?.consumed ?? 0) + ahead;
+    const leftMs = window === undefined ? MINUTE_MS : MINUTE_MS - elapsedMs(window.began, now);
+    return { allowed: consumed <= limit, limit, remaining: Math.max(0, limit - consumed), resetAtMs: now.wallMs + Math.ceil(leftMs) };
+  };
+
+  return {
+    peek(key: string, limit: number = perMinute): RateDecision {
+      const now = present();
+      return decide(openWindow(key, now), now, limit, 1);
+    },
+    consume(key: string, cost: number, limit: number = perMinute): RateDecision {
+      const now = present();
+      let window = openWindow(key, now);
+      if (window === undefined) {
+        window = { began: now, consumed: 0 };
+        windows.set(key, window);
+      }
+      window.consumed += cost;
+      return decide(window, now, limit, 0);
+    },
+  };
 }
 
 /** The part of an `ioredis` client that is used, besides what `rate-limiter-flexible` calls. */
