@@ -38,6 +38,8 @@ export interface Config {
   readonly oidc: OidcConfig | null;
   /** By the provider's name: the operator's key, if any, and where calls go; `null` where only the operator could say. */
   readonly providers: ReadonlyMap<string, { readonly apiKey: string | null; readonly upstream: TrustedUpstream | null }>;
+  /** Exact origins to which stored keys with an address of their own may be sent. */
+  readonly upstreamOrigins: ReadonlySet<string>;
   readonly requestsPerMinute: number;
   readonly enrollmentsPerMinute: number;
   /** Exact origins whose pages may call the proxy and the enrollment routes. */
@@ -150,6 +152,12 @@ const originList = z
     return origins;
   });
 
+/** Keys go there: https, or http on this machine. */
+const isSafeOrigin = (origin: string): boolean => origin.startsWith('https:') || ['localhost', '127.0.0.1', '[::1]'].includes(new URL(origin).hostname);
+const upstreamOriginList = originList.superRefine((origins, context) => {
+  for (const origin of origins) if (!isSafeOrigin(origin)) context.addIssue({ code: 'custom', message: `must be https, but for this machine: "${origin}" is not` });
+});
+
 const domainList = z
   .string()
   .optional()
@@ -222,6 +230,7 @@ const schema = z.object({
   KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
   KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
   KEYGUARD_ALLOWED_ORIGINS: originList,
+  KEYGUARD_UPSTREAM_ORIGINS: upstreamOriginList,
   TRUST_PROXY: integer(0, 0, 16),
   LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(', ')}` }).default('info'),
 });
@@ -325,6 +334,7 @@ export function readConfig(environment: Environment, folder: string): Config {
         ? null
         : { email: env.KEYGUARD_ADMIN_EMAIL.toLowerCase(), password: env.KEYGUARD_ADMIN_PASSWORD },
     providers,
+    upstreamOrigins: env.KEYGUARD_UPSTREAM_ORIGINS,
     oidc:
       env.KEYGUARD_OIDC_ISSUER === undefined || env.KEYGUARD_OIDC_CLIENT_ID === undefined
         ? null

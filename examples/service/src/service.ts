@@ -24,7 +24,10 @@ import {
 } from '@keyguard/storage-node/postgres';
 import { providerKeys } from './api-keys/provider-keys.ts';
 import { apiKeyOperations } from './api-keys/operations.ts';
-import { createApiKeys, sealedApiKeys } from './api-keys/store.ts';
+import { versionsOfKeys } from './api-keys/sealing.ts';
+import { createApiKeys } from './api-keys/store.ts';
+import { keyUpstreams } from './api-keys/upstreams.ts';
+import { keyUses } from './api-keys/uses.ts';
 import { createApp } from './app.ts';
 import { checkpointStore } from './audit/checkpoint-store.ts';
 import { createCheckpoints } from './audit/checkpoints.ts';
@@ -84,7 +87,7 @@ import { createAssignments } from './roles/assignments.ts';
 import { roleOperations } from './roles/operations.ts';
 import { createRoles } from './roles/store.ts';
 import { secretOperations } from './secrets/operations.ts';
-import { sealedSecretVersions } from './secrets/rows.ts';
+import { sealedVersions, versionsOfSecrets } from './secrets/rows.ts';
 import { createLinks } from './secrets/shares-links.ts';
 import { shareOperations } from './secrets/shares-operations.ts';
 import { linkPage } from './secrets/shares-page.ts';
@@ -96,7 +99,8 @@ import { serviceAccountOperations } from './service-accounts/operations.ts';
 import { createServiceAccounts } from './service-accounts/store.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
-import { usageOperations } from './usage/operations.ts';
+import type { SettingsDocument } from './settings/schema.ts';
+import { usageOperations, usageReport } from './usage/operations.ts';
 import { usageProjection } from './usage/projection.ts';
 import { settingsOperations } from './settings/operations.ts';
 
@@ -114,6 +118,7 @@ const LINK_TRIES_PER_MINUTE = 20;
 // A whole office may have one address, and a sign-in has two steps.
 const OIDC_STEPS_PER_MINUTE = 120;
 const ROTATIONS_PER_MINUTE = 10;
+const PROBES_PER_MINUTE = 60;
 const LINKS_OPENED_PER_MINUTE = 60;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
@@ -144,7 +149,7 @@ export interface Overrides {
 
 /** Every table of sealed values. A key encryption key under which another one has rows is never disabled. */
 export function sealedTables(deploymentId: string): readonly SealedTable[] {
-  return [sealedApiKeys(deploymentId), sealedReplies(deploymentId), sealedSecretVersions(deploymentId), sealedSecondFactors(deploymentId)];
+  return [sealedReplies(deploymentId), sealedVersions([versionsOfSecrets(deploymentId), versionsOfKeys(deploymentId)]), sealedSecondFactors(deploymentId)];
 }
 
 /** Starts everything; what was started is stopped again where a later part fails. */
@@ -266,9 +271,16 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const [demonstrated] = PROVIDERS as readonly [(typeof PROVIDERS)[number]];
   const demo = (config.providers.get(demonstrated.name)?.apiKey ?? null) === null ? await startDemoUpstream() : null;
   if (demo !== null) undo.push(() => demo.close());
-  const apiKeys = createApiKeys({ sql, keys, audit, projects, onChanged: () => providers.clear() });
-  const providers = providerKeys({ apiKeys: () => apiKeys, upstreams, demo: demo === null ? null : { provider: demonstrated.name, key: demo } });
-  // Also where there is no key to import: it makes the project that everything belongs to.
+  const placed = keyUpstreams({ configured: upstreams, allowedOrigins: config.upstreamOrigins });
+  const rotationSettings = (): SettingsDocument['rotation'] => settings.current().rotation;
+  const apiKeys = createApiKeys({
+    sql, keys, audit, projects, clock, upstreams: placed, rotation: rotationSettings, probeLimiter: limiter('probe', PROBES_PER_MINUTE), onChanged: () => providers.clear(),
+  });
+  const uses = keyUses(sql);
+  const providers = providerKeys({
+    apiKeys: () => apiKeys, upstreams: placed, demo: demo === null ? null : { provider: demonstrated.name, key: demo }, onUsed: (id) => uses.note(id), clock,
+  });
+  // Also where there is no key to import: it makes the project that everything belongs to, and vouches for keys of before.
   await apiKeys.prepare();
   for (const { name, keyVariable } of PROVIDERS) {
     const apiKey = config.providers.get(name)?.apiKey ?? null;
@@ -319,6 +331,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       ? null
       : createOidcSignIn({ config: config.oidc, origin: origins[0], sql, hash: keys.hashToken, pseudonym: keys.pseudonym, audit, invitations: people.invitations, clock });
   const secrets = createSecretStore({ sql, keys, audit, access, lives: () => settings.current().secrets });
+  const usage = usageReport(sql);
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
@@ -326,12 +339,12 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
     ...deviceOperations({ sql, keys, audit, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
-    ...apiKeyOperations(apiKeys),
+    ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
     ...projectOperations({ sql, projects, assignments }),
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
-    ...usageOperations(sql),
+    ...usageOperations(usage),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept, macRotation }),
     ...secretOperations({ sql, store: secrets }),
     ...shareOperations({
@@ -393,8 +406,9 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     }, ms);
   const reviews = setInterval(() => proxy.review(), REVIEW_EVERY_MS);
   const timers = [every(PURGE_EVERY_MS, () => nonces.purge()), every(PURGE_EVERY_MS, () => idempotency.purge()), every(PURGE_EVERY_MS, () => people.purge()), every(FLUSH_EVERY_MS, () => seen.flush())];
-  const usage = usageProjection(sql, { deploymentId: keys.deploymentId, rowMacKey: keys.rowMacKey });
-  timers.push(every(USAGE_EVERY_MS, () => usage.tick()));
+  timers.push(every(FLUSH_EVERY_MS, () => uses.flush()), every(FLUSH_EVERY_MS, () => apiKeys.endDue()));
+  const projection = usageProjection(sql, { deploymentId: keys.deploymentId, rowMacKey: keys.rowMacKey });
+  timers.push(every(USAGE_EVERY_MS, () => projection.tick()));
   timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()), every(FLUSH_EVERY_MS, () => unknown.flush()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);
@@ -433,6 +447,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       proxy.close();
       await demo?.close();
       await seen.flush().catch(onFault);
+      await uses.flush().catch(onFault);
       await kekRotation.stop();
       await unknown.flush(true).catch(onFault);
       await checkpoints.sign().catch(onFault);

@@ -16,7 +16,7 @@ import {
   type SqlClient,
   type SqlTransaction,
 } from '@keyguard/storage-node/postgres';
-import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
+import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
 import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';

@@ -1,6 +1,6 @@
 import type { DeviceRecord, EnrollmentCode, RotationCode } from '@keyguard/storage-node/postgres';
 import * as z from 'zod';
-import { DEFAULT_PROJECT_ID } from '../api-keys/store.ts';
+import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
 import { pageQuery, time, timeJson } from '../http/pagination.ts';
 import { projectId } from '../projects/operations.ts';
 

@@ -57,6 +57,8 @@ const STATUSES = {
   unsupported_media_type: [415, 'Unsupported media type'],
   misdirected_request: [421, 'Misdirected request'],
   idempotency_key_reused: [422, 'Idempotency-Key used before'],
+  upstream_not_allowed: [422, 'Upstream not allowed'],
+  verification_failed: [422, 'Not accepted by the provider'],
   precondition_required: [428, 'Precondition required'],
   rate_limited: [429, 'Too many requests'],
   internal_error: [500, 'Internal error'],

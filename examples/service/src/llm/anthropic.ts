@@ -73,6 +73,7 @@ export const anthropic: Provider = Object.freeze({
   responseHeaders: new Set(['request-id', 'x-should-retry']),
   responseHeaderPrefixes: ['anthropic-ratelimit-'],
   authorization: (apiKey: string) => ({ 'x-api-key': apiKey }),
+  probe: () => ({ rest: 'v1/models', query: 'limit=1', headers: { 'anthropic-version': '2023-06-01' } }),
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `event: error\ndata: ${errorBody(failure)}\n\n`,
   meter,

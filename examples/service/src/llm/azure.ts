@@ -5,9 +5,12 @@
  */
 import type { Failure } from './failures.ts';
 import { openaiErrorBody, openaiErrorEvent, openaiMeter } from './openai.ts';
-import type { Provider } from './provider.ts';
+import type { KeyOptions, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/azure/';
+// Lists of models have one version for all deployments: the oldest that is generally available and still served.
+const PROBE_VERSION = '2024-10-21';
+const DEPLOYMENTS = 'openai/deployments/';
 const ROOTS = /^openai\/(?:v1|deployments\/[^/]+)\//;
 
 /** The path below the version or the deployment, or `null` for what is neither. */
@@ -37,6 +40,13 @@ export const azure: Provider = Object.freeze({
   responseHeaders: new Set(['retry-after-ms', 'x-should-retry', 'apim-request-id', 'x-ms-region']),
   responseHeaderPrefixes: ['openai-', 'x-ratelimit-'],
   authorization: (apiKey: string) => ({ 'api-key': apiKey }),
+  probe: ({ apiVersion }: KeyOptions) => ({ rest: 'openai/models', query: `api-version=${apiVersion ?? PROBE_VERSION}`, headers: {} }),
+  confinement: {
+    // Elsewhere it is the body that names the model, and nobody here reads it: so nothing else is of the deployment.
+    serves: (rest: string, deployment: string) => rest.startsWith(`${DEPLOYMENTS}${deployment}/`),
+    versioned: (rest: string, query: string, apiVersion: string) =>
+      !rest.startsWith(DEPLOYMENTS) || /(?:^|&)api-version=/i.test(query) ? query : [...(query === '' ? [] : [query]), `api-version=${apiVersion}`].join('&'),
+  },
   errorBody: openaiErrorBody,
   errorEvent: (rest: string, failure: Failure) => openaiErrorEvent(below(rest) ?? rest, failure),
   meter: (rest: string) => openaiMeter(below(rest) ?? rest),

@@ -42,6 +42,21 @@ const FAILURES = {
     message: 'KeyGuard hands on no WebSockets and no other upgrades: use the HTTP form of this call, with server-sent events.',
   },
   provider_key_missing: { status: 403, shouldRetry: false, message: 'This device may use no key of this provider.' },
+  provider_key_expired: {
+    status: 403,
+    shouldRetry: false,
+    message: "The key with which this device's project calls the provider has expired: an administrator must rotate it, or give it another date.",
+  },
+  provider_key_unplaced: {
+    status: 403,
+    shouldRetry: false,
+    message: "The address for which this project's key was stored is not among those that the operator allows: nothing was sent there.",
+  },
+  deployment_not_allowed: {
+    status: 403,
+    shouldRetry: false,
+    message: "This project's key is for calls of one deployment, and this is none of them.",
+  },
   service_unavailable: {
     status: 503,
     retryAfterSeconds: 1,

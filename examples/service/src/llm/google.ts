@@ -107,6 +107,7 @@ export const google: Provider = Object.freeze({
   responseHeaders: new Set<string>(),
   responseHeaderPrefixes: [],
   authorization: (apiKey: string) => ({ 'x-goog-api-key': apiKey }),
+  probe: () => ({ rest: 'v1beta/models', query: 'pageSize=1', headers: {} }),
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `data: ${errorBody(failure)}\n\n`,
   meter,

@@ -87,6 +87,7 @@ export const openai: Provider = Object.freeze({
   responseHeaders: new Set(['retry-after-ms', 'x-should-retry']),
   responseHeaderPrefixes: ['openai-', 'x-ratelimit-'],
   authorization: (apiKey: string) => ({ authorization: `Bearer ${apiKey}` }),
+  probe: () => ({ rest: 'models', query: '', headers: {} }),
   errorBody: openaiErrorBody,
   errorEvent: openaiErrorEvent,
   meter: openaiMeter,

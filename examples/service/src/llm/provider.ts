@@ -25,6 +25,30 @@ export interface Meter {
   usage(): Usage;
 }
 
+/** What a stored key may say beside its value, where its provider's keys may. */
+export interface KeyOptions {
+  readonly deployment: string | null;
+  /** For calls that name none. */
+  readonly apiVersion: string | null;
+}
+
+/** A call by which a key is tried: one that costs nothing, and that only a good key gets an answer to. */
+export interface ProbeCall {
+  /** Below the base, without a slash at its start. */
+  readonly rest: string;
+  readonly query: string;
+  /** Beside those that carry the key. */
+  readonly headers: Readonly<Record<string, string>>;
+}
+
+/** What it means for calls that a key names a deployment and a version of the API. */
+export interface KeyConfinement {
+  /** Whether a call of that path is one of the deployment. */
+  serves(rest: string, deployment: string): boolean;
+  /** The query of a call of that path, with the key's version where the caller named none. */
+  versioned(rest: string, query: string, apiVersion: string): string;
+}
+
 /** One provider. Everything that is particular to it lives in the one file that makes this object. */
 export interface Provider {
   /** As in `/proxy/{name}/…` and in the audit log. */
@@ -55,6 +79,10 @@ export interface Provider {
   readonly responseHeaderPrefixes: readonly string[];
   /** The headers that carry the provider key. */
   authorization(apiKey: string): Readonly<Record<string, string>>;
+  /** How a key is tried. */
+  probe(options: KeyOptions): ProbeCall;
+  /** Left out where keys of the provider name no deployment and no version. */
+  readonly confinement?: KeyConfinement;
   /** The body of an error answer, as the provider's own SDK reads it: JSON. */
   errorBody(failure: Failure): string;
   /** The event that ends a broken stream, so that the provider's own SDK raises; with its blank line. */

@@ -14,7 +14,7 @@ import type { VerifiedRequest } from '@keyguard/server-verifier';
 import type { Call, CallEvent } from './call-events.ts';
 import { failure, sendErrorBody, sendFailure, type FailureCode } from './failures.ts';
 import { createForwarder, DEFAULT_FORWARD_LIMITS, type CallEnding, type Forwarding, type ForwardLimits, type OutgoingCall } from './forward.ts';
-import type { Provider, TrustedUpstream } from './provider.ts';
+import type { KeyOptions, Provider, TrustedUpstream } from './provider.ts';
 import { dialectOf, findRoute, type ProviderRoute } from './providers.ts';
 
 /** A provider key, and the one place where it may be sent. */
@@ -23,6 +23,12 @@ export interface ProviderKey {
   readonly apiKeyId: string | null;
   readonly upstream: TrustedUpstream;
   readonly apiKey: string;
+  readonly options?: KeyOptions;
+}
+
+/** Why there is a key, and it is not used. */
+export interface ProviderKeyRefusal {
+  readonly refusedBy: 'provider_key_expired' | 'provider_key_unplaced';
 }
 
 export interface LlmProxyLimits extends ForwardLimits {
@@ -32,7 +38,7 @@ export interface LlmProxyLimits extends ForwardLimits {
 
 export interface LlmProxyOptions {
   /** The key that `device` uses with the provider of that name; `null` when it may use none. Throws when it cannot tell. */
-  readonly providerKeys: (device: Device, provider: string) => Promise<ProviderKey | null>;
+  readonly providerKeys: (device: Device, provider: string) => Promise<ProviderKey | ProviderKeyRefusal | null>;
   /** MUST have appended the event durably when it resolves. See `call-events.ts` for what waits for it. */
   readonly audit: (event: CallEvent) => Promise<unknown>;
   /**
@@ -136,7 +142,10 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
     if (response.destroyed) return;
     if (key === null) return refuse('provider_key_missing', howToGetAKey(provider));
+    if ('refusedBy' in key) return refuse(key.refusedBy);
     call = { ...call, apiKeyId: key.apiKeyId };
+    const deployment = key.options?.deployment ?? null;
+    if (deployment !== null && provider.confinement?.serves(route.rest, deployment) !== true) return refuse('deployment_not_allowed');
 
     await append({ ...call, type: 'started' });
     const recordEnd = async (ending: CallEnding): Promise<void> => {
@@ -277,7 +286,7 @@ function checkLimits(limits: LlmProxyLimits): LlmProxyLimits {
 function outgoingCall(
   { method, query, contentType, coveredHeaders, body }: VerifiedRequest,
   { provider, rest }: ProviderRoute,
-  { upstream, apiKey }: ProviderKey,
+  { upstream, apiKey, options }: ProviderKey,
   accept: string | undefined,
 ): OutgoingCall {
   const headers: Record<string, string> = {
@@ -289,7 +298,10 @@ function outgoingCall(
   if (contentType !== null) headers['content-type'] = contentType;
   for (const [name, value] of coveredHeaders) if (provider.requestHeaders.has(name)) headers[name] = value;
   Object.assign(headers, provider.authorization(apiKey));
-  return { provider, rest, query: provider.query(query), upstream, method, headers, body };
+  const asked = provider.query(query);
+  const apiVersion = options?.apiVersion ?? null;
+  const versioned = apiVersion === null ? asked : (provider.confinement?.versioned(rest, asked, apiVersion) ?? asked);
+  return { provider, rest, query: versioned, upstream, method, headers, body };
 }
 
 function howToGetAKey({ title, keyVariable }: Provider): string {

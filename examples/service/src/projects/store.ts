@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Clock } from '@keyguard/core/seams';
 import { isIntact, pageOf, pageStart, rowMac, tampered, type Page, type PageRequest, type RowField, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
-import { DEFAULT_PROJECT_ID, SYSTEM } from '../api-keys/store.ts';
+import { DEFAULT_PROJECT_ID, SYSTEM } from '../api-keys/rows.ts';
 import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';

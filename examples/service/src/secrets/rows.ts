@@ -88,11 +88,22 @@ export function versionPlace(deploymentId: string, { id, ownerId, projectId }: P
   return { deploymentId, table: VERSIONS_TABLE, row: id, column: 'ciphertext', version, purpose: JSON.stringify(['secret', ownerId, projectId]) };
 }
 
-/** What a rotation of the key encryption key must know of the values here. Versions of anything else are for who stores them. */
-export function sealedSecretVersions(deploymentId: string): SealedTable {
+/** One kind of what has versions: what else is read of a version of it, and where that was sealed; `null` for one of another kind. */
+export type VersionedKind = Pick<SealedTable, 'columns' | 'place'> & { readonly join: `LEFT JOIN ${string}` };
+
+/** What a rotation of the key encryption key must know of all versions, whatever they are of. */
+export function sealedVersions(kinds: readonly VersionedKind[]): SealedTable {
   return {
     name: `keyguard.${VERSIONS_TABLE}`,
     key: [['subject_type', 'text'], ['subject_id', 'text'], ['version', 'integer']],
+    columns: kinds.flatMap(({ columns }) => columns),
+    join: kinds.map(({ join }) => join).join(' ') as `LEFT JOIN ${string}`,
+    place: (row) => kinds.map(({ place }) => place(row)).find((place) => place !== null) ?? null,
+  };
+}
+
+export function versionsOfSecrets(deploymentId: string): VersionedKind {
+  return {
     columns: ['s.id', 's.owner_id', 's.project_id'],
     join: `LEFT JOIN keyguard.${SECRETS_TABLE} s ON t.subject_type = 'secret' AND s.id = t.subject_id`,
     place: ({ id, owner_id: ownerId, project_id: projectId, version }) =>

@@ -1,6 +1,7 @@
 /** `GET /api/analytics/usage`: what was used, by whom and of what. The policies decide what is summed up for whom. */
 import * as z from 'zod';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
+import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import { integer } from '../db/values.ts';
 import { operation, type Operation } from '../http/operations.ts';
@@ -67,11 +68,41 @@ const usage = z
   })
   .meta({ id: 'Usage' });
 
+/** Of one stored key. */
+export const usageOfKeyQuery = query.omit({ api_key_id: true });
+export const usageAnswer = { description: 'One row for each group, the one with the most requests first', json: z.object({ from: time, to: time, data: z.array(usage) }) };
+
+/** Sums up what `principal` may see. @throws HttpProblem `invalid_request` */
+export type UsageReport = (principal: Principal, asked: z.infer<typeof query>) => Promise<object>;
+
 type Row = { readonly [name in Group]?: unknown } & Readonly<Record<'requests' | 'errors' | 'input_tokens' | 'output_tokens' | 'unreported_requests' | 'estimated_tokens' | 'partial_requests' | 'duration_ms', unknown>> & {
   readonly durations: readonly unknown[];
 };
 
-export function usageOperations(sql: SqlClient): readonly Operation[] {
+export function usageReport(sql: SqlClient): UsageReport {
+  return async (principal, { from, to, group_by: groups, ...filters }) => {
+    const toMs = to === undefined ? Date.now() : Date.parse(to);
+    const fromMs = Math.floor((from === undefined ? toMs - DAY_MS : Date.parse(from)) / HOUR_MS) * HOUR_MS;
+    if (fromMs >= toMs) throw new HttpProblem('invalid_request', 'from must be before to.');
+    const { rows } = await asUser(sql, principal.userId, (tx) =>
+      tx.query<Row>(
+        `SELECT ${groups.map((name) => `${GROUPS[name]} AS ${name}`).join(', ')}, sum(requests) AS requests, sum(errors) AS errors,
+            sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(unreported_requests) AS unreported_requests,
+            sum(estimated_tokens) AS estimated_tokens, sum(partial_requests) AS partial_requests, sum(duration_ms) AS duration_ms,
+            ARRAY[${[...DURATION_BOUNDS_MS, 0].map((_, i) => `sum(durations[${i + 1}])`).join(', ')}]::bigint[] AS durations
+          FROM keyguard.key_usage_analytics
+          WHERE bucket_ms >= $1 AND bucket_ms < $2 AND ($3::text IS NULL OR project_id = $3) AND ($4::text IS NULL OR device_id = $4)
+            AND ($5::text IS NULL OR api_key_id = $5) AND ($6::text IS NULL OR provider = $6) AND ($7::text IS NULL OR model = $7)
+          GROUP BY ${groups.map((_, i) => i + 1).join(', ')} ORDER BY requests DESC, ${groups.map((_, i) => i + 1).join(', ')} LIMIT ${MAX_ROWS + 1}`,
+        [fromMs, toMs, filters.project_id ?? null, filters.device_id ?? null, filters.api_key_id ?? null, filters.provider ?? null, filters.model ?? null],
+      ),
+    );
+    if (rows.length > MAX_ROWS) throw new HttpProblem('invalid_request', `There are more than ${MAX_ROWS} groups: choose a shorter time, or fewer groups.`);
+    return { from: timeJson(fromMs), to: timeJson(toMs), data: rows.map((row) => usageJson(row, groups)) };
+  };
+}
+
+export function usageOperations(report: UsageReport): readonly Operation[] {
   return [
     operation(
       {
@@ -79,28 +110,9 @@ export function usageOperations(sql: SqlClient): readonly Operation[] {
         summary: 'Sum up calls and tokens',
         description: 'One\'s own devices; all of them for administrators; those of a project for holders of `usage:read` in it. At most a second behind the audit log.',
         query,
-        answers: { 200: { description: 'One row for each group, the one with the most requests first', json: z.object({ from: time, to: time, data: z.array(usage) }) } },
+        answers: { 200: usageAnswer },
       },
-      async ({ query: { from, to, group_by: groups, ...filters }, principal }) => {
-        const toMs = to === undefined ? Date.now() : Date.parse(to);
-        const fromMs = Math.floor((from === undefined ? toMs - DAY_MS : Date.parse(from)) / HOUR_MS) * HOUR_MS;
-        if (fromMs >= toMs) throw new HttpProblem('invalid_request', 'from must be before to.');
-        const { rows } = await asUser(sql, principal.userId, (tx) =>
-          tx.query<Row>(
-            `SELECT ${groups.map((name) => `${GROUPS[name]} AS ${name}`).join(', ')}, sum(requests) AS requests, sum(errors) AS errors,
-                sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(unreported_requests) AS unreported_requests,
-                sum(estimated_tokens) AS estimated_tokens, sum(partial_requests) AS partial_requests, sum(duration_ms) AS duration_ms,
-                ARRAY[${[...DURATION_BOUNDS_MS, 0].map((_, i) => `sum(durations[${i + 1}])`).join(', ')}]::bigint[] AS durations
-              FROM keyguard.key_usage_analytics
-              WHERE bucket_ms >= $1 AND bucket_ms < $2 AND ($3::text IS NULL OR project_id = $3) AND ($4::text IS NULL OR device_id = $4)
-                AND ($5::text IS NULL OR api_key_id = $5) AND ($6::text IS NULL OR provider = $6) AND ($7::text IS NULL OR model = $7)
-              GROUP BY ${groups.map((_, i) => i + 1).join(', ')} ORDER BY requests DESC, ${groups.map((_, i) => i + 1).join(', ')} LIMIT ${MAX_ROWS + 1}`,
-            [fromMs, toMs, filters.project_id ?? null, filters.device_id ?? null, filters.api_key_id ?? null, filters.provider ?? null, filters.model ?? null],
-          ),
-        );
-        if (rows.length > MAX_ROWS) throw new HttpProblem('invalid_request', `There are more than ${MAX_ROWS} groups: choose a shorter time, or fewer groups.`);
-        return { json: { from: timeJson(fromMs), to: timeJson(toMs), data: rows.map((row) => usageJson(row, groups)) } };
-      },
+      async ({ query: asked, principal }) => ({ json: await report(principal, asked) }),
     ),
   ];
 }

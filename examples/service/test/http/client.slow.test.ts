@@ -98,7 +98,6 @@ const DRIVES: Readonly<Record<string, (world: World) => Promise<Drive>>> = {
   suspendDevice: (world) => deviceAfter(world, 'approve'),
   resumeDevice: (world) => deviceAfter(world, 'approve', 'suspend'),
   createRotationCode: async (world) => ({ ...(await deviceAfter(world, 'approve')), body: {} }),
-  revokeApiKey: async (world) => ({ params: { id: (await world.make('administrator', '/api/api-keys', { provider: 'openai', value: 'sk-of-nobody-in-particular' }))['id']! } }),
   openSecretLink: async (world) => ({ params: { token: (await world.make('owner', `/api/secrets/${await newSecret(world)}/links`, {}))['token']! }, body: {} }),
   async getKekRotation(world) {
     await world.make('administrator', '/api/operations/kek-rotations');

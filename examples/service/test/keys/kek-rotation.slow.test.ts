@@ -6,13 +6,12 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
-import { sealedApiKeys } from '../../src/api-keys/store.ts';
 import { asJobs } from '../../src/db/as-user.ts';
 import type { DeploymentKeys } from '../../src/keys/hierarchy.ts';
 import { runKekRotation, type KekRotation } from '../../src/keys/kek-rotation.ts';
 import { sealedTableNames } from '../../src/keys/sealed-tables.ts';
 import { backends, type Backend } from '../stage.ts';
-import { keepReading, openKeys, openRows, sealRows, silent, type KeyStage } from './stage.ts';
+import { keepReading, openKeys, openRows, sealedKeys, sealRows, silent, type KeyStage } from './stage.ts';
 
 const ROWS = 2000;
 
@@ -38,7 +37,7 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
 
   /** What a replica does beside serving. */
   function replica(keys: DeploymentKeys, through: SqlClient = sql): KekRotation {
-    const one = runKekRotation({ sql: through, prompt: through, keyring: keys.kek, tables: [sealedApiKeys(keys.deploymentId)], audit: stage.audit, log: silent, pollMs: 50, batchRows: 100 });
+    const one = runKekRotation({ sql: through, prompt: through, keyring: keys.kek, tables: [sealedKeys(keys)], audit: stage.audit, log: silent, pollMs: 50, batchRows: 100 });
     living.push(one);
     return one;
   }
@@ -203,9 +202,9 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
   });
 
   it('keeps the old key for a row that does not open, says so, and ends when it is repaired', async () => {
-    const { rows } = await asJobs(sql, (tx) => tx.query<{ id: string; wrapped_dek: Uint8Array }>('SELECT id, wrapped_dek FROM keyguard.stored_api_keys ORDER BY id LIMIT 1'));
+    const { rows } = await asJobs(sql, (tx) => tx.query<{ id: string; wrapped_dek: Uint8Array }>('SELECT subject_id AS id, wrapped_dek FROM keyguard.secret_versions ORDER BY subject_id LIMIT 1'));
     const [{ id: victim, wrapped_dek: good }] = rows as [{ id: string; wrapped_dek: Uint8Array }];
-    const write = (bytes: Uint8Array): Promise<unknown> => asJobs(sql, (tx) => tx.query('UPDATE keyguard.stored_api_keys SET wrapped_dek = $2 WHERE id = $1', [victim, bytes]));
+    const write = (bytes: Uint8Array): Promise<unknown> => asJobs(sql, (tx) => tx.query('UPDATE keyguard.secret_versions SET wrapped_dek = $2 WHERE subject_id = $1', [victim, bytes]));
     await write(Uint8Array.from(good).fill(1, 20));
     const first = replica(await stage.again());
     const id = await request();
@@ -235,14 +234,14 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
       }
       return 'not refused';
     };
-    expect(await refused('UPDATE keyguard.stored_api_keys SET kek_id = $1', [old])).toBe('23514');
-    expect(await refused('UPDATE keyguard.stored_api_keys SET kek_id = $1', ['kek-nobody'])).toBe('23514');
+    expect(await refused('UPDATE keyguard.secret_versions SET kek_id = $1', [old])).toBe('23514');
+    expect(await refused('UPDATE keyguard.secret_versions SET kek_id = $1', ['kek-nobody'])).toBe('23514');
     expect(await refused(`UPDATE keyguard.kek_keys SET state = 'decrypt-only' WHERE id = $1`, [old])).toBe('23514');
     expect(await refused(`UPDATE keyguard.kek_keys SET wrapped = '' WHERE id = $1`, [old])).toBe('23514');
     expect(await refused(`UPDATE keyguard.kek_keys SET purpose = 'row-mac' WHERE id = $1`, [old])).toBe('42501');
-    expect(await refused(`UPDATE keyguard.stored_api_keys SET ciphertext = ''`, [])).toBe('42501');
+    expect(await refused(`UPDATE keyguard.secret_versions SET ciphertext = ''`, [])).toBe('23514');
     const record = await stage.keys.kek.makeRecord();
     expect(record.state).toBe('pre-active');
-    expect(await refused(`UPDATE keyguard.stored_api_keys SET kek_id = (SELECT id FROM keyguard.kek_keys WHERE purpose = 'row-mac')`, [])).toBe('23514');
+    expect(await refused(`UPDATE keyguard.secret_versions SET kek_id = (SELECT id FROM keyguard.kek_keys WHERE purpose = 'row-mac')`, [])).toBe('23514');
   });
 });

@@ -4,16 +4,18 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { pino } from 'pino';
 import { fromUtf8, utf8 } from '@keyguard/core/bytes';
-import { open, seal } from '@keyguard/core/vault';
+import { open, seal, type VaultPlace } from '@keyguard/core/vault';
 import { grantRolesTo, postgresKeyRecords, type SqlClient } from '@keyguard/storage-node/postgres';
 import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
-import { sealedApiKeys } from '../../src/api-keys/store.ts';
+import { placeOf, versionsOfKeys } from '../../src/api-keys/sealing.ts';
 import { auditLog, type AuditLog } from '../../src/audit/log.ts';
 import type { RootKeyConfig } from '../../src/config.ts';
 import { asJobs } from '../../src/db/as-user.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from '../../src/db/connect.ts';
 import { migrateAll } from '../../src/db/migrate.ts';
 import { openDeploymentKeys, type DeploymentKeys } from '../../src/keys/hierarchy.ts';
+import type { SealedTable } from '../../src/keys/sealed-tables.ts';
+import { sealedVersions } from '../../src/secrets/rows.ts';
 import type { Deployment } from '../stage.ts';
 
 export const silent = pino({ level: 'silent' });
@@ -64,9 +66,14 @@ export async function openKeys(deployment: Deployment, rootKey: RootKeyConfig = 
 
 const valueOf = (id: string): string => `sk-${createHash('sha256').update(id).digest('hex')}`;
 
+/** The table of sealed rows that these suites are about. */
+export const sealedKeys = (keys: DeploymentKeys): SealedTable => sealedVersions([versionsOfKeys(keys.deploymentId)]);
+
+const placeOfKey = (keys: DeploymentKeys, id: string): VaultPlace =>
+  placeOf(keys.deploymentId, { id, projectId: 'default', provider: 'openai', baseUrl: null, options: { deployment: null, apiVersion: null } }, 1);
+
 /** Adds `count` sealed rows. */
 export async function sealRows(sql: SqlClient, keys: DeploymentKeys, count: number): Promise<void> {
-  const table = sealedApiKeys(keys.deploymentId);
   await asJobs(sql, (tx) =>
     tx.query(`INSERT INTO keyguard.api_key_projects (id, owner_id, name, environment, created_at_ms) VALUES ('default', 'system', 'default', 'production', 1) ON CONFLICT DO NOTHING`),
   );
@@ -74,27 +81,28 @@ export async function sealRows(sql: SqlClient, keys: DeploymentKeys, count: numb
     const rows = await Promise.all(
       Array.from({ length: Math.min(BULK_ROWS, count - done) }, async () => {
         const id = randomUUID();
-        const place = table.place({ id, project_id: 'default', provider: 'openai', current_version: 1 })!;
-        return { id, ...(await seal(utf8(valueOf(id)), place, { keyProvider: keys.kek, primitives })) };
+        return { id, ...(await seal(utf8(valueOf(id)), placeOfKey(keys, id), { keyProvider: keys.kek, primitives })) };
       }),
     );
     const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');
-    await asJobs(sql, (tx) =>
-      tx.query(
-        `INSERT INTO keyguard.stored_api_keys (id, project_id, owner_id, provider, name, last4, source, ciphertext, wrapped_dek, kek_id, current_version, is_default, created_at_ms)
-          SELECT r.id, 'default', 'system', 'openai', 'one of many', 'last', 'environment', decode(r.ciphertext, 'base64'), decode(r.wrapped, 'base64'), r.kek_id, 1, false, 1
+    await asJobs(sql, async (tx) => {
+      await tx.query(
+        `INSERT INTO keyguard.stored_api_keys (id, project_id, owner_id, provider, name, last4, source, current_version, is_default, rotated_at_ms, created_at_ms)
+          SELECT id, 'default', 'system', 'openai', 'one of many', 'last', 'environment', 1, false, 1, 1 FROM unnest($1::text[]) AS r (id)`,
+        [rows.map(({ id }) => id)],
+      );
+      await tx.query(
+        `INSERT INTO keyguard.secret_versions (subject_type, subject_id, version, ciphertext, wrapped_dek, kek_id, state, created_by, created_at_ms, last4)
+          SELECT 'api_key', r.id, 1, decode(r.ciphertext, 'base64'), decode(r.wrapped, 'base64'), r.kek_id, 'active', 'system', 1, 'last'
           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS r (id, ciphertext, wrapped, kek_id)`,
         [rows.map(({ id }) => id), rows.map(({ ciphertext }) => base64(ciphertext)), rows.map(({ wrappedDek }) => base64(wrappedDek)), rows.map(({ kekId }) => kekId)],
-      ),
-    );
+      );
+    });
   }
 }
 
 interface Row {
   readonly id: string;
-  readonly project_id: string;
-  readonly provider: string;
-  readonly current_version: number;
   readonly ciphertext: Uint8Array;
   readonly wrapped_dek: Uint8Array;
   readonly kek_id: string;
@@ -108,12 +116,12 @@ export interface Opened {
   readonly digest: string;
 }
 
-const SELECT = 'SELECT id, project_id, provider, current_version, ciphertext, wrapped_dek, kek_id FROM keyguard.stored_api_keys';
+const SELECT = `SELECT k.id, v.ciphertext, v.wrapped_dek, v.kek_id FROM keyguard.stored_api_keys k JOIN keyguard.secret_versions v ON v.subject_type = 'api_key' AND v.subject_id = k.id`;
 
 async function isReadable(row: Row, keys: DeploymentKeys): Promise<boolean> {
   const sealed = { ciphertext: Uint8Array.from(row.ciphertext), wrappedDek: Uint8Array.from(row.wrapped_dek), kekId: row.kek_id };
   try {
-    return fromUtf8(await open(sealed, sealedApiKeys(keys.deploymentId).place({ ...row })!, { keyProvider: keys.kek, primitives })) === valueOf(row.id);
+    return fromUtf8(await open(sealed, placeOfKey(keys, row.id), { keyProvider: keys.kek, primitives })) === valueOf(row.id);
   } catch {
     return false;
   }
@@ -125,7 +133,7 @@ export async function openRows(sql: SqlClient, keys: DeploymentKeys): Promise<Op
   const digest = createHash('sha256');
   let [rows, unreadable, after] = [0, 0, ''];
   for (;;) {
-    const page = await asJobs(sql, (tx) => tx.query<Row>(`${SELECT} WHERE name = 'one of many' AND id > $1 ORDER BY id LIMIT ${BULK_ROWS}`, [after]));
+    const page = await asJobs(sql, (tx) => tx.query<Row>(`${SELECT} WHERE k.name = 'one of many' AND k.id > $1 ORDER BY k.id LIMIT ${BULK_ROWS}`, [after]));
     for (const row of page.rows) {
       if (!(await isReadable(row, keys))) unreadable += 1;
       kekIds.add(row.kek_id);
@@ -143,7 +151,7 @@ export async function keepReading(sql: SqlClient, keys: DeploymentKeys, isOver: 
   while (!isOver()) {
     // The embedded database answers before any timer is looked at.
     await pause(1);
-    const { rows } = await asJobs(sql, (tx) => tx.query<Row>(`${SELECT} WHERE id >= $1 AND name = 'one of many' ORDER BY id LIMIT 20`, [randomUUID()]));
+    const { rows } = await asJobs(sql, (tx) => tx.query<Row>(`${SELECT} WHERE k.id >= $1 AND k.name = 'one of many' ORDER BY k.id LIMIT 20`, [randomUUID()]));
     for (const row of rows) {
       done.read += 1;
       if (!(await isReadable(row, keys))) done.unreadable += 1;

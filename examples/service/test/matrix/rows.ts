@@ -3,7 +3,7 @@
  * a row fails `matrix.test.ts`.
  */
 import { PRINCIPALS, type Who } from './stage.ts';
-import { newDevice, newEnrollmentCode, newProject, newRole, newSecret, newServiceAccount, newSession, newShare, newSharedSecret, type World } from './world.ts';
+import { newApiKey, newDevice, newEnrollmentCode, newProject, newRole, newSecret, newServiceAccount, newSession, newShare, newSharedSecret, type World } from './world.ts';
 
 export interface Call {
   readonly params?: Readonly<Record<string, string>>;
@@ -38,6 +38,7 @@ const role = async (world: World): Promise<Call> => ({ params: { id: await newRo
 const project = async (world: World): Promise<Call> => ({ params: { id: await newProject(world) } });
 const serviceAccount = async (world: World): Promise<Call> => ({ params: { id: await newServiceAccount(world) } });
 
+const apiKey = async (world: World): Promise<Call> => ({ params: { id: await newApiKey(world) } });
 const device = async (world: World): Promise<Call> => ({ params: { id: await newDevice(world) } });
 
 /** So that there is a checkpoint of all there is. */
@@ -110,7 +111,23 @@ export const ROWS: Readonly<Record<string, Row>> = {
 
   createApiKey: { call: () => ({ body: { provider: 'openai', value: 'sk-of-nobody-in-particular' } }), answers: administrators(201) },
   listApiKeys: { answers: signedIn(200) },
-  revokeApiKey: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: signedIn(404) },
+  getApiKey: { call: apiKey, answers: owners(200, { administrator: 200 }) },
+  updateApiKey: { call: async (world) => ({ ...(await apiKey(world)), body: { expires_at: null } }), answers: owners(200, { administrator: 200 }) },
+  setDefaultApiKey: { call: apiKey, answers: owners(200, { administrator: 200 }) },
+  // Nobody listens at the provider's address here, and that is what is answered.
+  testApiKey: { call: apiKey, answers: owners(200, { administrator: 200 }) },
+  rotateApiKey: { call: async (world) => ({ ...(await apiKey(world)), body: { value: 'sk-of-nobody-else-either', verify: false } }), answers: owners(200, { administrator: 200 }) },
+  listApiKeyVersions: { call: apiKey, answers: owners(200, { administrator: 200 }) },
+  restoreApiKeyVersion: {
+    async call(world) {
+      const id = await newApiKey(world);
+      await world.make('owner', `/api/api-keys/${id}/rotate`, { value: 'sk-of-nobody-else-either', verify: false });
+      return { params: { id, version: '1' }, body: { verify: false } };
+    },
+    answers: owners(200, { administrator: 200 }),
+  },
+  revokeApiKey: { call: apiKey, answers: owners(200, { administrator: 200 }) },
+  getApiKeyUsage: { call: apiKey, answers: owners(200, { administrator: 200 }) },
 
   createSecret: { call: (world, who) => ({ body: { name: world.name('new-secret', [who]), value: 'a value' } }), answers: signedIn(201) },
   listSecrets: { call: async (world) => { await newSecret(world); return {}; }, answers: signedIn(200) },

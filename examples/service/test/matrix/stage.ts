@@ -41,6 +41,8 @@ export interface Person {
 
 const EVERYTHING: ReadonlySet<Permission> = new Set(PERMISSION_NAMES);
 const PASSWORD = 'a long and quiet password';
+// Where nobody listens: no test goes out to a provider.
+const NOBODY = 'http://127.0.0.1:9/v1';
 
 export async function startInProcess(): Promise<Stage> {
   const [, open] = backends()[0]!;
@@ -52,7 +54,7 @@ export async function startInProcess(): Promise<Stage> {
   let sql: SqlClient | undefined;
   let isChecked = true;
   const service: Service = await startService({
-    config: readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1' }, deployment.folder),
+    config: readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1', OPENAI_BASE_URL: NOBODY }, deployment.folder),
     log: pino({ level: 'silent' }),
     say: (text) => said.push(text),
     overrides: {

@@ -150,6 +150,14 @@ export async function newProject(world: World): Promise<string> {
   return world.keep('project id', id!, ADMINISTERED);
 }
 
+/** A provider key in a project of the owner's. Its value is known to nobody. */
+export async function newApiKey(world: World): Promise<string> {
+  const { id } = await world.make('owner', '/api/api-keys', {
+    project_id: await newProject(world), provider: 'openai', name: world.name('api-key-name', ADMINISTERED), value: world.name('api-key-value', []),
+  });
+  return world.keep('api key id', id!, ADMINISTERED);
+}
+
 export async function newServiceAccount(world: World): Promise<string> {
   const { id, token } = await world.make('owner', '/api/service-accounts', { name: world.name('service-account-name', ADMINISTERED), scopes: ['projects:read'] });
   world.keep('service account token', token!);

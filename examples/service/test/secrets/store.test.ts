@@ -10,7 +10,7 @@ import type { Principal } from '../../src/auth/principal.ts';
 import { PERMISSION_NAMES } from '../../src/roles/permissions.ts';
 import { asJobs } from '../../src/db/as-user.ts';
 import { readSealed, rewrapRows, writeRewrapped } from '../../src/keys/sealed-tables.ts';
-import { sealedSecretVersions, SECRETS_TABLE, type HeldSecret } from '../../src/secrets/rows.ts';
+import { sealedVersions, SECRETS_TABLE, versionsOfSecrets, type HeldSecret } from '../../src/secrets/rows.ts';
 import { stateOf, type NewSecret, type SecretStore } from '../../src/secrets/store.ts';
 import { backends } from '../stage.ts';
 import { addProject, addRole, assign, person, program, type Stage as RoleStage } from '../roles/stage.ts';
@@ -239,7 +239,7 @@ describe.each(backends())('secrets on %s', () => {
   it('stays readable while its keys are wrapped anew, and gets no new one where it was destroyed', async () => {
     const { secret } = await create('first');
     await store.addVersion(ann, secret.id, change('second'));
-    const table = sealedSecretVersions(stage.keys.deploymentId);
+    const table = sealedVersions([versionsOfSecrets(stage.keys.deploymentId)]);
     const kekId = ((await edit('SELECT kek_id FROM keyguard.secret_versions WHERE subject_id = $1', [secret.id])) as { kek_id: string }[])[0]!.kek_id;
     const all = await asJobs(stage.sql, (tx) => readSealed(tx, table, kekId, null, 10_000));
     const mine = await rewrapRows(table, all.filter((row) => row['subject_id'] === secret.id), stage.keys.kek, stage.keys.kek);

@@ -1,0 +1,87 @@
+/**
+ * Whether the row of a key is its newest one, by the audit log: every change of a row is announced there with the revision that it made.
+ * So whoever puts an old row back, with the version, the default or the expiry that it had, is noticed when the key is opened.
+ */
+import { UnavailableError } from '@keyguard/core/errors';
+import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import { announcements, type Announcement, type AnnouncementsOptions } from '../audit/announcements.ts';
+import { asJobs } from '../db/as-user.ts';
+import { KEYS_SEAM, notIntact, type StoredApiKey } from './rows.ts';
+
+const MAX_TRIES = 20;
+
+// In the words of the partial index, which this query is for.
+const OF_ROWS = `action IN ('api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update',
+    'api_key.set_default', 'api_key.displace', 'api_key.revoke')`;
+
+export interface NewestKeys {
+  /** What the log says last of the key; `null` where that is nothing, or does not bear its MAC. */
+  lastWord(keyId: string): Promise<Announcement | null>;
+  /**
+   * That `key`, whose row `tx` has locked, is as it was written and as the log says last: so that no change ever vouches for a row that
+   * was put back.
+   * @throws HttpProblem `integrity_failed`
+   */
+  demandNewestIn(tx: SqlTransaction, key: StoredApiKey): Promise<void>;
+  /** Whether the log says that this version was destroyed. `null` where an entry that says so does not bear its MAC. */
+  isDestroyed(keyId: string, version: number): Promise<boolean | null>;
+  /**
+   * What `read` finds, once that is intact and what the log says last; `null` where it finds nothing. `read` is asked again where the
+   * key was changed between the two looks.
+   * @throws UnavailableError seam `api_keys` for a row that was changed or put back in the database
+   */
+  settled<T extends { readonly key: StoredApiKey }>(read: () => Promise<T | null>): Promise<T | null>;
+}
+
+export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonly sql: SqlClient }): NewestKeys {
+  const { newest, all, entryIn } = announcements(options);
+  const resourceOf = (keyId: string): string => `api_key:${keyId}`;
+
+  async function lastWord(keyId: string): Promise<Announcement | null> {
+    const row = await asJobs(sql, (tx: SqlTransaction) => newest(tx, resourceOf(keyId), OF_ROWS));
+    return row === undefined ? null : entryIn(row, resourceOf(keyId));
+  }
+
+  return {
+    lastWord,
+
+    async demandNewestIn(tx, key) {
+      if (!key.intact) throw notIntact();
+      const row = await asJobs(tx, (jobs) => newest(jobs, resourceOf(key.id), OF_ROWS));
+      const entry = row === undefined ? null : await entryIn(row, resourceOf(key.id), true);
+      if (entry?.['revision'] !== key.revision) throw notIntact();
+    },
+
+    async isDestroyed(keyId, version) {
+      const rows = await asJobs(sql, (tx) => all(tx, resourceOf(keyId), `action = 'api_key.destroy_version'`));
+      for (const row of rows) {
+        const entry = await entryIn(row, resourceOf(keyId));
+        if (entry === null) return null;
+        if (entry['version'] === version) return true;
+      }
+      return false;
+    },
+
+    async settled(read) {
+      let least = 0;
+      let of: string | null = null;
+      for (let tries = 0; tries < MAX_TRIES; tries += 1) {
+        const found = await read();
+        if (found === null) return null;
+        const { key } = found;
+        if (!key.intact) throw changed();
+        // What the log said in the round before had happened by now: a row that still lags behind it was put back.
+        if (key.id === of && key.revision < least) throw changed();
+        const revision: unknown = (await lastWord(key.id))?.['revision'];
+        if (typeof revision !== 'number' || revision < key.revision) throw changed();
+        if (revision === key.revision) return found;
+        [of, least] = [key.id, revision];
+      }
+      throw new UnavailableError(KEYS_SEAM, 'This key is being changed all the time.', { code: 'overloaded' });
+    },
+  };
+}
+
+function changed(): UnavailableError {
+  return new UnavailableError(KEYS_SEAM, 'A stored provider key is not as it was written: it was changed or put back behind our back.');
+}
