@@ -4,7 +4,7 @@
  */
 import { UnavailableError } from '@keyguard/core/errors';
 import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
-import { announcements, type Announcement, type AnnouncementsOptions } from '../audit/announcements.ts';
+import { announcements, type Announcement, type AnnouncementRow, type AnnouncementsOptions } from '../audit/announcements.ts';
 import { asJobs } from '../db/as-user.ts';
 import { KEYS_SEAM, notIntact, type StoredApiKey } from './rows.ts';
 
@@ -13,6 +13,12 @@ const MAX_TRIES = 20;
 // In the words of the partial index, which this query is for.
 const OF_ROWS = `action IN ('api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update',
     'api_key.set_default', 'api_key.displace', 'api_key.revoke')`;
+
+/** A key as it was read, and the row of the log that was the last about it thereafter. */
+export interface Found {
+  readonly key: StoredApiKey;
+  readonly lastRow: AnnouncementRow | undefined;
+}
 
 export interface NewestKeys {
   /** What the log says last of the key; `null` where that is nothing, or does not bear its MAC. */
@@ -25,29 +31,33 @@ export interface NewestKeys {
   demandNewestIn(tx: SqlTransaction, key: StoredApiKey): Promise<void>;
   /** Whether the log says that this version was destroyed. `null` where an entry that says so does not bear its MAC. */
   isDestroyed(keyId: string, version: number): Promise<boolean | null>;
+  /** The row of the log's last word. To be read in the transaction that has read the key, and after that. */
+  lastRowIn(tx: SqlTransaction, keyId: string): Promise<AnnouncementRow | undefined>;
   /**
    * What `read` finds, once that is intact and what the log says last; `null` where it finds nothing. `read` is asked again where the
-   * key was changed between the two looks.
+   * key was changed between its two looks.
    * @throws UnavailableError seam `api_keys` for a row that was changed or put back in the database
    */
-  settled<T extends { readonly key: StoredApiKey }>(read: () => Promise<T | null>): Promise<T | null>;
+  settled<T extends Found>(read: () => Promise<T | null>): Promise<T | null>;
 }
 
 export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonly sql: SqlClient }): NewestKeys {
   const { newest, all, entryIn } = announcements(options);
   const resourceOf = (keyId: string): string => `api_key:${keyId}`;
 
-  async function lastWord(keyId: string): Promise<Announcement | null> {
-    const row = await asJobs(sql, (tx: SqlTransaction) => newest(tx, resourceOf(keyId), OF_ROWS));
-    return row === undefined ? null : entryIn(row, resourceOf(keyId));
-  }
+  const lastRowIn = (tx: SqlTransaction, keyId: string): Promise<AnnouncementRow | undefined> => asJobs(tx, (jobs) => newest(jobs, resourceOf(keyId), OF_ROWS));
 
   return {
-    lastWord,
+    async lastWord(keyId) {
+      const row = await asJobs(sql, (tx) => lastRowIn(tx, keyId));
+      return row === undefined ? null : entryIn(row, resourceOf(keyId));
+    },
+
+    lastRowIn,
 
     async demandNewestIn(tx, key) {
       if (!key.intact) throw notIntact();
-      const row = await asJobs(tx, (jobs) => newest(jobs, resourceOf(key.id), OF_ROWS));
+      const row = await lastRowIn(tx, key.id);
       const entry = row === undefined ? null : await entryIn(row, resourceOf(key.id), true);
       if (entry?.['revision'] !== key.revision) throw notIntact();
     },
@@ -68,11 +78,11 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
       for (let tries = 0; tries < MAX_TRIES; tries += 1) {
         const found = await read();
         if (found === null) return null;
-        const { key } = found;
+        const { key, lastRow } = found;
         if (!key.intact) throw changed();
         // What the log said in the round before had happened by now: a row that still lags behind it was put back.
         if (key.id === of && key.revision < least) throw changed();
-        const revision: unknown = (await lastWord(key.id))?.['revision'];
+        const revision: unknown = (lastRow === undefined ? null : await entryIn(lastRow, resourceOf(key.id)))?.['revision'];
         if (typeof revision !== 'number' || revision < key.revision) throw changed();
         if (revision === key.revision) return found;
         [of, least] = [key.id, revision];

@@ -12,6 +12,7 @@ import { HttpProblem } from '../http/problems.ts';
 import type { ProbeOutcome } from '../llm/probe.ts';
 import { sealedIn, type SealedRow } from '../secrets/rows.ts';
 import { inTurns } from '../secrets/turns.ts';
+import type { Found } from './newest.ts';
 import { demandActive, keyEntry, type KeyParts } from './parts.ts';
 import type { Probing } from './probing.ts';
 import { changeKey, KEYS_SEAM, KEY_COLUMNS, notIntact, SYSTEM, type KeyRow, type StoredApiKey } from './rows.ts';
@@ -46,8 +47,7 @@ export interface Rotating {
   endDue(): Promise<void>;
 }
 
-interface Opening {
-  readonly key: StoredApiKey;
+interface Opening extends Found {
   readonly row: SealedRow | undefined;
 }
 
@@ -69,7 +69,7 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
             version ?? key.currentVersion,
           ]),
         );
-        return { key, row: rows[0] };
+        return { key, row: rows[0], lastRow: await newest.lastRowIn(tx, id) };
       }),
     );
     // A key that is not there was thrown for.

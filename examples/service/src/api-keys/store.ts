@@ -42,15 +42,16 @@ export function createApiKeys({ probeLimiter, ...options }: ApiKeysOptions & { r
 
     async findDefault(projectId, provider) {
       const found = await parts.newest.settled(async () => {
-        const { rows } = await asVerifier(sql, (tx) =>
-          tx.query<KeyRow & SealedRow>(
+        const { row, lastRow } = await asVerifier(sql, async (tx) => {
+          const { rows } = await tx.query<KeyRow & SealedRow>(
             `SELECT ${KEY_COLUMNS_OF_K}, v.version, v.state, v.ciphertext, v.wrapped_dek, v.kek_id FROM keyguard.stored_api_keys k
               LEFT JOIN keyguard.secret_versions v ON v.subject_type = 'api_key' AND v.subject_id = k.id AND v.version = k.current_version
               WHERE k.project_id = $1 AND k.provider = $2 AND k.is_default AND k.is_active`,
             [projectId, provider],
-          ),
-        );
-        return rows[0] === undefined ? null : { key: await parts.read(rows[0]), sealed: sealedIn(rows[0]) };
+          );
+          return { row: rows[0], lastRow: rows[0] === undefined ? undefined : await parts.newest.lastRowIn(tx, rows[0].id) };
+        });
+        return row === undefined ? null : { key: await parts.read(row), sealed: sealedIn(row), lastRow };
       });
       if (found === null) return null;
       const { key, sealed } = found;
