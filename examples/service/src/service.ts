@@ -177,7 +177,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const opened = await openDatabase(config, log);
   const database = overrides.database?.(opened) ?? opened;
   undo.push(() => database.close());
-  const { sql, prompt } = database;
+  const { sql, calls, prompt } = database;
 
   const rootLock =
     config.database.kind === 'postgres' ? await holdRoot(config.database.url, () => log.warn('the session that holds the root key as it is broke, and is made anew')) : null;
@@ -186,7 +186,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   // Before anything is appended: a log that is not the one that was signed for must not go on as if it were.
   const kept = keptCheckpoints(config.checkpointDir);
   const chain = await assertNotRolledBack({ sql, keys, kept, acknowledged: config.acknowledgedRestore });
-  const audit = auditLog(sql, keys, { origin: chain.origin });
+  const audit = auditLog(calls, keys, { origin: chain.origin });
   const store = await checkpointStore(sql, chain.origin, keys.checkpointSigner);
   const checkpoints = createCheckpoints({ sql, keys, store, kept, audit });
   const macRotation = createMacRotation({ sql, auditMac: keys.auditMac, audit });
@@ -225,11 +225,11 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     config.redisUrl === null ? null : await openRedis(config.redisUrl, (error) => log.warn({ error: describeError(error) }, 'the connection to Redis broke'));
   if (redis !== null) undo.push(() => redis.close());
   const limiter = (name: string, perMinute: number): RateLimiter => redis?.limiter(name, perMinute) ?? memoryRateLimiter({ perMinute });
-  const nonces = postgresReplayStore(sql);
+  const nonces = postgresReplayStore(calls);
   // Devices are kept in memory; every replica hears within a second of what another one changed.
   const watch = watchDevices(prompt, log);
   undo.push(() => watch.stop());
-  const registry = cachedDeviceRegistry(auditedRegistry(sql, keys, audit), watch);
+  const registry = cachedDeviceRegistry(auditedRegistry(calls, keys, audit), watch);
   const sampled = refusalSampler(() => {
     const { refusals_per_minute: perMinute, refusals_then_one_in: thenOneIn } = settings.current().audit;
     return { perMinute, thenOneIn };

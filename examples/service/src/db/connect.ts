@@ -4,10 +4,12 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import pg from 'pg';
-import { pgClient, pgliteClient, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
+import { pgClient, pgliteLanes, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 
 export interface Database {
   readonly sql: SqlScriptClient;
+  /** The same database for what each call of a device waits for: where there is one queue, it goes before everything else. */
+  readonly calls: SqlClient;
   /** The same database for short statements that must not wait behind other work: they fail after a second. */
   readonly prompt: SqlClient;
   /** PGlite: one process, one queue, and a login whom no policy binds until it takes a role. */
@@ -29,8 +31,8 @@ export async function openEmbedded(dataDir: string): Promise<Database> {
   await mkdir(folder, { recursive: true, mode: 0o700 });
   const { PGlite } = await import('@electric-sql/pglite');
   const database = await PGlite.create(folder);
-  const sql = pgliteClient(database);
-  return { sql, prompt: sql, embedded: true, close: () => database.close() };
+  const { first, rest } = pgliteLanes(database);
+  return { sql: rest, calls: first, prompt: first, embedded: true, close: () => database.close() };
 }
 
 /** `onError` hears of connections that break while nobody uses them; the pool replaces them by itself. */
@@ -53,8 +55,10 @@ export function openPostgres(url: string, onError: (error: Error) => void, max: 
     application_name: 'keyguard-prompt',
   });
   for (const one of [pool, prompt]) one.on('error', onError);
+  const sql = pgClient(pool);
   return {
-    sql: pgClient(pool),
+    sql,
+    calls: sql,
     prompt: pgClient(prompt),
     embedded: false,
     async close() {

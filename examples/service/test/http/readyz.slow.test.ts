@@ -35,7 +35,7 @@ describe.each(backends())('a service on %s', (_title, open) => {
       config: readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data') }, deployment.folder),
       log: pino({ level: 'silent' }),
       say: (text) => said.push(text),
-      overrides: { database: (opened) => ({ ...opened, sql: breaking<SqlScriptClient>(opened.sql), prompt: breaking(opened.prompt) }) },
+      overrides: { database: (opened) => ({ ...opened, sql: breaking<SqlScriptClient>(opened.sql), calls: breaking(opened.calls), prompt: breaking(opened.prompt) }) },
     });
     origin = /KeyGuard is at (\S+),/.exec(said.join('\n'))![1]!;
   }, 120_000);

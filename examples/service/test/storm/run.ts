@@ -1,6 +1,8 @@
 /**
  * What a storm costs those who call a provider meanwhile: the service is a child process, the storm comes from another one, and each
- * round compares calls just before a storm with calls in it.
+ * round compares calls just before a storm with calls in it. One call in a hundred is judged by those of all rounds together: in a
+ * single round it is the one slowest call. Beside them `/healthz` is asked, which needs nothing but the event loop of the service: what
+ * it waits for is no queue of ours, and what only the calls wait for is one.
  */
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
@@ -32,9 +34,18 @@ export interface Latencies {
   readonly p99Ms: number;
 }
 
+/** What was seen while something went on. */
+export interface Seen {
+  readonly calls: Latencies;
+  /** Of an answer that needs no database. */
+  readonly loop: Latencies;
+}
+
 export interface StormResult {
   /** Of each round. */
-  readonly rounds: readonly { readonly quiet: Latencies; readonly storm: Latencies; readonly tookMs: number }[];
+  readonly rounds: readonly { readonly quiet: Seen; readonly storm: Seen; readonly tookMs: number }[];
+  /** Of all of them together. */
+  readonly pooled: { readonly quiet: Seen; readonly storm: Seen };
   /** What the program said of each. */
   readonly said: readonly Readonly<Record<string, Record<string, number>>>[];
   /** What the calls were answered. */
@@ -47,6 +58,13 @@ function latenciesOf(took: readonly number[]): Latencies {
   return { count: sorted.length, p50Ms: at(0.5), p99Ms: at(0.99) };
 }
 
+interface Took {
+  readonly calls: readonly number[];
+  readonly loop: readonly number[];
+}
+
+const seenOf = ({ calls, loop }: Took): Seen => ({ calls: latenciesOf(calls), loop: latenciesOf(loop) });
+
 export async function measureStorm(backend: Backend, { program, order, rounds, isWarm }: StormOptions): Promise<StormResult> {
   const deployment = await backend.deploy();
   const upstream = await startUpstream();
@@ -58,7 +76,6 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
     OPENAI_API_KEY: 'sk-storm-key',
     OPENAI_BASE_URL: upstream.baseUrl,
     TRUST_PROXY: '1',
-
   });
   const stormer = spawn(process.execPath, [fileURLToPath(new URL(program, import.meta.url))], { stdio: ['pipe', 'pipe', 'inherit'] });
   try {
@@ -85,35 +102,45 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
       statuses.add(response.status);
       return performance.now() - sentMs;
     };
+    const askLoop = async (): Promise<number> => {
+      const sentMs = performance.now();
+      await (await fetch(`${service.origin}/healthz`)).arrayBuffer();
+      return performance.now() - sentMs;
+    };
     /** Calls at a steady pace, however long each takes, until `over` resolves. */
-    const callUntil = async <T>(over: Promise<T>): Promise<{ latencies: Latencies; outcome: T }> => {
+    const callUntil = async <T>(over: Promise<T>): Promise<{ took: Took; outcome: T }> => {
       const state = { isOver: false };
       const ending = over.finally(() => (state.isOver = true));
-      const asked: Promise<number>[] = [];
-      let running = 0;
+      const asked: Record<keyof Took, Promise<number>[]> = { calls: [], loop: [] };
+      const running = { calls: 0, loop: 0 };
+      const send = (kind: keyof Took, work: () => Promise<number>): void => {
+        if (running[kind] >= MAX_CALLS_AT_ONCE) return;
+        running[kind] += 1;
+        asked[kind].push(work().finally(() => (running[kind] -= 1)));
+      };
       while (!state.isOver) {
-        if (running < MAX_CALLS_AT_ONCE) {
-          running += 1;
-          asked.push(ask().finally(() => (running -= 1)));
-        }
+        send('calls', ask);
+        send('loop', askLoop);
         await pause(CALL_EVERY_MS);
       }
-      return { latencies: latenciesOf(await Promise.all(asked)), outcome: await ending };
+      return { took: { calls: await Promise.all(asked.calls), loop: await Promise.all(asked.loop) }, outcome: await ending };
     };
 
     await callUntil(pause(1000));
     if (isWarm) await callUntil(storm());
-    const results: { quiet: Latencies; storm: Latencies; tookMs: number }[] = [];
+    const took: { quiet: Took; storm: Took; tookMs: number }[] = [];
     const said: Record<string, Record<string, number>>[] = [];
     for (let round = 0; round < rounds; round += 1) {
       const quiet = await callUntil(pause(QUIET_MS));
       const beganMs = performance.now();
       const stormy = await callUntil(storm());
       said.push(stormy.outcome);
-      results.push({ quiet: quiet.latencies, storm: stormy.latencies, tookMs: Math.round(performance.now() - beganMs) });
+      took.push({ quiet: quiet.took, storm: stormy.took, tookMs: Math.round(performance.now() - beganMs) });
       await pause(200);
     }
-    return { rounds: results, said, calls: [...statuses] };
+    const all = (when: 'quiet' | 'storm'): Seen => seenOf({ calls: took.flatMap((one) => one[when].calls), loop: took.flatMap((one) => one[when].loop) });
+    const results = took.map(({ quiet, storm: stormy, tookMs }) => ({ quiet: seenOf(quiet), storm: seenOf(stormy), tookMs }));
+    return { rounds: results, pooled: { quiet: all('quiet'), storm: all('storm') }, said, calls: [...statuses] };
   } finally {
     stormer.kill();
     await service.stop('SIGKILL');
@@ -121,16 +148,17 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
   }
 }
 
-/** The middle one. */
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!;
-}
+const inWords = ({ count, p50Ms, p99Ms }: Latencies): string => `p50 ${p50Ms.toFixed(1)} p99 ${p99Ms.toFixed(1)} (${count})`;
 
-export function describeStorm({ rounds, said, calls }: StormResult): string {
-  const lines = rounds.map(
-    ({ quiet, storm, tookMs }) =>
-      `  quiet p50 ${quiet.p50Ms.toFixed(1)} p99 ${quiet.p99Ms.toFixed(1)} (${quiet.count})  storm of ${tookMs} ms p50 ${storm.p50Ms.toFixed(1)} p99 ${storm.p99Ms.toFixed(1)} (${storm.count})`,
-  );
-  const added = (pick: (one: Latencies) => number): string => median(rounds.map(({ quiet, storm }) => pick(storm) - pick(quiet))).toFixed(1);
-  return [...lines, `  added, median of rounds: p50 ${added(({ p50Ms }) => p50Ms)} ms, p99 ${added(({ p99Ms }) => p99Ms)} ms; answered ${JSON.stringify(said.at(-1))}; calls ${calls.join(', ')}`, ''].join('\n');
+export function describeStorm({ rounds, pooled: { quiet, storm }, said, calls }: StormResult): string {
+  const lines = rounds.map(({ tookMs, ...round }) => `  quiet ${inWords(round.quiet.calls)}  storm of ${tookMs} ms ${inWords(round.storm.calls)}`);
+  const added = (pick: (one: Latencies) => number, of: 'calls' | 'loop'): string => (pick(storm[of]) - pick(quiet[of])).toFixed(1);
+  const [p50, p99] = [({ p50Ms }: Latencies): number => p50Ms, ({ p99Ms }: Latencies): number => p99Ms];
+  return [
+    ...lines,
+    `  all rounds: quiet ${inWords(quiet.calls)}  storm ${inWords(storm.calls)}: added p50 ${added(p50, 'calls')} ms, p99 ${added(p99, 'calls')} ms`,
+    `  the event loop alone: quiet ${inWords(quiet.loop)}  storm ${inWords(storm.loop)}: added p50 ${added(p50, 'loop')} ms, p99 ${added(p99, 'loop')} ms`,
+    `  answered ${JSON.stringify(said.at(-1))}; calls ${calls.join(', ')}`,
+    '',
+  ].join('\n');
 }

@@ -15,7 +15,9 @@ import { setImmediate } from 'node:timers/promises';
 import { asRole, bytesOf, guarded, integer, isClient, type Sql, type SqlClient, type SqlTransaction } from './client.ts';
 
 const SEAM = 'audit_sink';
-const READ_PAGE = 1000;
+const READ_PAGE = 250;
+// Of a reader whose work is all done at once: after so many records whoever waits for this thread has a turn.
+const RECORDS_A_TURN = 32;
 // Copies that are too long for an index would refuse the whole record.
 const MAX_COLUMN_CHARACTERS = 256;
 
@@ -296,7 +298,10 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
         );
         return rows.map(auditRecord);
       });
-      yield* page;
+      for (const [i, record] of page.entries()) {
+        yield record;
+        if (i % RECORDS_A_TURN === RECORDS_A_TURN - 1) await setImmediate();
+      }
       if (page.length < READ_PAGE) return;
       next = page.at(-1)!.seq + 1;
     }

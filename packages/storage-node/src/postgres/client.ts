@@ -5,6 +5,7 @@
  * This package depends on neither driver: the adapters take whatever has their shape. Nothing here retries, and nothing here
  * puts a value into the text of a statement.
  */
+import { setImmediate } from 'node:timers/promises';
 import { UnavailableError, UsageError } from '@keyguard/core/errors';
 
 /** What a statement answered. */
@@ -173,15 +174,65 @@ export function pgClient(pool: PgPool): SqlScriptClient {
   };
 }
 
-/**
- * A client on a PGlite database. Everything in the process waits in one queue: inside a transaction use its `tx` alone.
- * PGlite logs in as a superuser, whom no policy binds: only what takes a role ({@link asRole}) is bound by them.
- */
-export function pgliteClient(db: PgliteDatabase): SqlScriptClient {
+// So many of the first lane may pass whoever waits in the second, before it is their turn.
+const MOST_AHEAD = 32;
+
+type InLane = <T>(work: () => Promise<T>) => Promise<T>;
+
+/** One at a time; whoever waits in the first lane goes before those in the second. */
+function twoLanes(): readonly [first: InLane, second: InLane] {
+  const waiting: readonly [first: (() => void)[], second: (() => void)[]] = [[], []];
+  let isBusy = false;
+  let passed = 0;
+
+  function next(): (() => void) | undefined {
+    const [first, second] = waiting;
+    const isFirst = first.length > 0 && (second.length === 0 || passed < MOST_AHEAD);
+    passed = isFirst && second.length > 0 ? passed + 1 : 0;
+    return (isFirst ? first : second).shift();
+  }
+
+  const lane = (line: (() => void)[]): InLane => async (work) => {
+    // Whoever ends hands its turn over, so it stays taken.
+    if (isBusy) await new Promise<void>((resolve) => line.push(resolve));
+    isBusy = true;
+    try {
+      return await work();
+    } finally {
+      const go = next();
+      if (go === undefined) isBusy = false;
+      else go();
+    }
+  };
+  return [lane(waiting[0]), lane(waiting[1])];
+}
+
+// PGlite answers without the event loop: whoever asks again and again would have it alone, and no socket be read meanwhile.
+const MOST_WITHOUT_A_TURN_MS = 4;
+
+/** Lets the event loop have a turn where it has had none for some milliseconds. */
+function loopTurns(): () => Promise<void> {
+  let next: Promise<void> | null = null;
+  let sinceMs = 0;
+  return async () => {
+    if (next === null) {
+      sinceMs = performance.now();
+      next = setImmediate().then(() => {
+        next = null;
+      });
+    }
+    if (performance.now() - sinceMs > MOST_WITHOUT_A_TURN_MS) await next;
+  };
+}
+
+function pgliteLane(db: PgliteDatabase, inLane: InLane, turn: () => Promise<void>): SqlScriptClient {
   async function scripted<T>(fn: (tx: SqlScriptTransaction) => Promise<T>): Promise<T> {
-    return db.transaction(async (inner) => {
+    return inLane(() => db.transaction(async (inner) => {
       const tx = handle(
-        (text, params) => inner.query(text, params),
+        async (text, params) => {
+          await turn();
+          return inner.query(text, params);
+        },
         (text) => inner.exec(text),
       );
       try {
@@ -191,14 +242,44 @@ export function pgliteClient(db: PgliteDatabase): SqlScriptClient {
       } finally {
         tx.end();
       }
-    });
+    }));
   }
   return {
     query: async <Row>(text: string, params: readonly unknown[] = []): Promise<SqlResult<Row>> =>
-      (await db.query(text, [...params])) as SqlResult<Row>,
+      (await inLane(async () => {
+        await turn();
+        return db.query(text, [...params]);
+      })) as SqlResult<Row>,
     transaction: scripted,
     scripted,
   };
+}
+
+/** Two clients on one database. */
+export interface PgliteLanes {
+  /** For what somebody waits for at every call: it goes before all that waits in `rest`, though not before what has begun. */
+  readonly first: SqlScriptClient;
+  /** For everything else. At least each thirty-third turn is its own, however much comes in `first`. */
+  readonly rest: SqlScriptClient;
+}
+
+/**
+ * Two clients on a PGlite database, which does one thing at a time: what must be short goes before what may wait. MUST be the only
+ * clients on `db`, and a transaction MUST use its `tx` alone.
+ * @see pgliteClient for what else holds
+ */
+export function pgliteLanes(db: PgliteDatabase): PgliteLanes {
+  const [first, second] = twoLanes();
+  const turn = loopTurns();
+  return { first: pgliteLane(db, first, turn), rest: pgliteLane(db, second, turn) };
+}
+
+/**
+ * A client on a PGlite database. Everything in the process waits in one queue: inside a transaction use its `tx` alone.
+ * PGlite logs in as a superuser, whom no policy binds: only what takes a role ({@link asRole}) is bound by them.
+ */
+export function pgliteClient(db: PgliteDatabase): SqlScriptClient {
+  return pgliteLane(db, (work) => work(), loopTurns());
 }
 
 export function isClient(sql: Sql): sql is SqlClient {
