@@ -18,7 +18,7 @@ import { listChains } from './chains.ts';
 import { rootAt, type SignedCheckpoint } from './checkpoint-store.ts';
 import type { AuditOperationsOptions } from './operations.ts';
 import { readsAll } from './reading.ts';
-import { sha256, tileReader } from './tree.ts';
+import { sha256, tileMemory, tileReader } from './tree.ts';
 
 const TAG = 'Audit';
 const RETRY_SECONDS = 60;
@@ -44,6 +44,8 @@ const pending = (): HttpProblem => new HttpProblem('checkpoint_pending', 'No che
 
 export function proofOperations({ sql, keys, access, audit, store, checkpoints }: AuditOperationsOptions): readonly Operation[] {
   const { origin } = store;
+  // What comes out is held to a root that was signed, so that it does not matter when its parts were read.
+  const memory = tileMemory();
 
   const checkpoint = operation(
     {
@@ -115,11 +117,12 @@ export function proofOperations({ sql, keys, access, audit, store, checkpoints }
       const signed = size === undefined ? await store.newest() : await store.at(size);
       if (signed === null && size !== undefined) throw new HttpProblem('not_found', 'No checkpoint of that size was signed.');
       if (signed === null || signed.size <= seq) throw pending();
-      const hashes = await inclusionProof(seq, signed.size, tileReader(sql, origin), sha256);
+      const hashes = await inclusionProof(seq, signed.size, tileReader(sql, origin, memory), sha256);
       try {
         await verifyInclusion({ bytes, index: seq, size: signed.size, root: signed.root, proof: hashes }, sha256);
       } catch (cause) {
         if (!isRejected(cause)) throw cause;
+        memory.forget();
         throw new UnavailableError('audit_tree', 'An audit entry is not the one that was signed for: verify the log.', { cause });
       }
       return {

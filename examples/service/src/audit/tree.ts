@@ -76,34 +76,85 @@ function missing(): UnavailableError {
   return new UnavailableError('audit_tree', 'The tree of the audit log lacks a part that it must have.');
 }
 
+/**
+ * Tiles that were read before: what is complete never changes, and what stands to the right of it only grows. It is for proofs alone,
+ * which are held to a signed root: whoever asks what the database says now MUST begin with an empty one. Bounded.
+ */
+export interface TileMemory {
+  get(level: number, place: number): readonly Bytes[] | undefined;
+  put(level: number, place: number, hashes: readonly Bytes[]): void;
+  /** To be called when a proof did not come out right: something that was read was wrong. */
+  forget(): void;
+}
+
+// Some 30 KiB each.
+const MAX_REMEMBERED = 256;
+
+export function tileMemory(): TileMemory {
+  const kept = new Map<string, readonly Bytes[]>();
+  return {
+    get: (level, place) => kept.get(keyOf(level, place)),
+    put(level, place, hashes) {
+      const key = keyOf(level, place);
+      kept.delete(key);
+      if (kept.size >= MAX_REMEMBERED) kept.delete(kept.keys().next().value!);
+      kept.set(key, hashes);
+    },
+    forget: () => kept.clear(),
+  };
+}
+
+/** Of one tile, complete or not: how many of its hashes are wanted. */
+interface Wanted {
+  readonly level: number;
+  readonly place: number;
+  readonly count: number;
+}
+
+function wantedOf(spans: readonly Span[]): readonly Wanted[] {
+  const all = new Map<string, Wanted>();
+  for (const { level, from, count } of spans) {
+    const place = Math.floor(from / WIDTH);
+    const end = from + count - place * WIDTH;
+    all.set(keyOf(level, place), { level, place, count: Math.max(end, all.get(keyOf(level, place))?.count ?? 0) });
+  }
+  return [...all.values()];
+}
+
 /** Reads the hashes of complete subtrees out of tiles, and what is to the right of the tiles out of what these are made of. */
-export function tileReader(sql: Sql, origin: string): SubtreeReader {
-  async function readIn(tx: SqlTransaction, places: readonly SubtreePlace[]): Promise<readonly Bytes[]> {
-    const spans = places.map(spanOf);
-    const wanted = new Map(spans.map((span) => [keyOf(span.level, Math.floor(span.from / WIDTH)), span]));
-    const tiles = [...wanted.values()].map(({ level, from }) => ({ level, place: Math.floor(from / WIDTH) }));
+export function tileReader(sql: Sql, origin: string, memory: TileMemory = tileMemory()): SubtreeReader {
+  const lacks = ({ level, place, count }: Wanted): boolean => (memory.get(level, place)?.length ?? 0) < count;
+
+  async function fetch(tx: SqlTransaction, wanted: readonly Wanted[]): Promise<void> {
     const { rows } = await tx.query<{ level: unknown; place: unknown; hashes: unknown }>(
       `SELECT t.level, t.place, t.hashes FROM unnest($2::smallint[], $3::bigint[]) AS w (level, place)
         JOIN keyguard.audit_tree_tiles t ON t.origin = $1 AND t.level = w.level AND t.place = w.place`,
-      [origin, tiles.map(({ level }) => level), tiles.map(({ place }) => place)],
+      [origin, wanted.map(({ level }) => level), wanted.map(({ place }) => place)],
     );
-    const kept = new Map(rows.map((row) => [keyOf(integer(row.level), integer(row.place)), { first: integer(row.place) * WIDTH, hashes: split(bytesOf(row.hashes)) }]));
-    // To the right of the tiles: each level's edge is read once, however many of its hashes are asked for.
-    for (const { level, place } of tiles) {
-      if (kept.has(keyOf(level, place))) continue;
-      const here = spans.filter((span) => span.level === level && Math.floor(span.from / WIDTH) === place);
-      const [first, end] = [Math.min(...here.map(({ from }) => from)), Math.max(...here.map(({ from, count }) => from + count))];
-      const edge = level === 0 ? await leafHashes(tx, origin, first, end) : await tileRoots(tx, origin, level - 1, first, end);
-      kept.set(keyOf(level, place), { first, hashes: edge });
+    for (const { level, place, hashes } of rows) memory.put(integer(level), integer(place), split(bytesOf(hashes)));
+    // To the right of the tiles: each level's edge is read once, and of what is known already only what has been added.
+    for (const { level, place, count } of wanted.filter(lacks)) {
+      const known = memory.get(level, place) ?? [];
+      const [from, to] = [place * WIDTH + known.length, place * WIDTH + count];
+      const edge = level === 0 ? await leafHashes(tx, origin, from, to) : await tileRoots(tx, origin, level - 1, from, to);
+      memory.put(level, place, [...known, ...edge]);
     }
-    const hashes: Bytes[] = [];
-    for (const { level, from, count } of spans) {
-      const { first, hashes: foot } = kept.get(keyOf(level, Math.floor(from / WIDTH)))!;
-      hashes.push(await rootOf(foot.slice(from - first, from - first + count)));
-    }
-    return hashes;
   }
-  return { read: (places) => asJobs(sql, (tx) => readIn(tx, places)) };
+
+  return {
+    async read(places) {
+      const spans = places.map(spanOf);
+      const wanted = wantedOf(spans);
+      const missing = wanted.filter(lacks);
+      if (missing.length > 0) await asJobs(sql, (tx) => fetch(tx, missing));
+      const hashes: Bytes[] = [];
+      for (const { level, from, count } of spans) {
+        const place = Math.floor(from / WIDTH);
+        hashes.push(await rootOf(memory.get(level, place)!.slice(from - place * WIDTH, from - place * WIDTH + count)));
+      }
+      return hashes;
+    },
+  };
 }
 
 interface Tile {

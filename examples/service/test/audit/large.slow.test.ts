@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { inclusionProof, verifyInclusion } from '@keyguard/core/merkle';
 import { rootAt } from '../../src/audit/checkpoint-store.ts';
-import { growTiles, sha256, tileReader } from '../../src/audit/tree.ts';
+import { growTiles, sha256, tileMemory, tileReader } from '../../src/audit/tree.ts';
 import { startInProcess, type Stage } from '../matrix/stage.ts';
 
 const ENTRIES = Number(process.env['KEYGUARD_AUDIT_ENTRIES'] ?? 100_000);
@@ -49,19 +49,26 @@ afterAll(async () => {
 it('proves an entry in milliseconds', async () => {
   await growTiles(stage.sql, origin, ENTRIES);
   const root = await rootAt(stage.sql, origin, ENTRIES);
-  const times: number[] = [];
-  for (let i = 0; i < 50; i += 1) {
-    const index = (i * 7919) % ENTRIES;
-    const began = performance.now();
-    const proof = await inclusionProof(index, ENTRIES, tileReader(stage.sql, origin), sha256);
-    times.push(performance.now() - began);
-    const { rows } = await stage.sql.query<{ entry: Uint8Array<ArrayBuffer> }>('SELECT entry FROM keyguard.secret_audit_logs WHERE origin = $1 AND seq = $2::bigint', [origin, index]);
-    await verifyInclusion({ bytes: rows[0]!.entry, index, size: ENTRIES, root, proof }, sha256);
-  }
-  const median = times.toSorted((a, b) => a - b)[25]!;
-  process.stdout.write(`a proof from ${ENTRIES} entries: ${median.toFixed(1)} ms at the median\n`);
+  /** The median of fifty proofs over the whole log. */
+  const prove = async (memoryOf: () => ReturnType<typeof tileMemory>): Promise<number> => {
+    const times: number[] = [];
+    for (let i = 0; i < 50; i += 1) {
+      const index = (i * 7919) % ENTRIES;
+      const began = performance.now();
+      const proof = await inclusionProof(index, ENTRIES, tileReader(stage.sql, origin, memoryOf()), sha256);
+      times.push(performance.now() - began);
+      const { rows } = await stage.sql.query<{ entry: Uint8Array<ArrayBuffer> }>('SELECT entry FROM keyguard.secret_audit_logs WHERE origin = $1 AND seq = $2::bigint', [origin, index]);
+      await verifyInclusion({ bytes: rows[0]!.entry, index, size: ENTRIES, root, proof }, sha256);
+    }
+    return times.toSorted((a, b) => a - b)[25]!;
+  };
+  const first = await prove(tileMemory);
+  const memory = tileMemory();
+  const others = await prove(() => memory);
+  process.stdout.write(`a proof from ${ENTRIES} entries: ${first.toFixed(1)} ms at the median where nothing was read before, else ${others.toFixed(1)} ms\n`);
   // A busy machine; alone it is a few.
-  expect(median).toBeLessThan(200);
+  expect(first).toBeLessThan(200);
+  expect(others).toBeLessThan(first);
 });
 
 it('exports in memory that does not grow with the log, at the pace of who reads', async () => {
