@@ -10,8 +10,10 @@ import {
   postgresDeviceDirectory,
   postgresEnrollmentCodes,
   postgresRotationCodes,
+  type DeviceDirectory,
   type DeviceMove,
   type DeviceMoveOutcome,
+  type DeviceReach,
   type RotationCodeOutcome,
   type SqlClient,
   type SqlTransaction,
@@ -26,6 +28,7 @@ import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { shareProject } from '../projects/lock.ts';
 import type { Projects } from '../projects/store.ts';
+import type { ReachAccess } from '../roles/access.ts';
 import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, enrollmentCode, rotationCode, rotationCodeJson, withCode } from './schema.ts';
 
 const TAG = 'Devices';
@@ -34,6 +37,7 @@ export interface DeviceOperationsOptions {
   readonly sql: SqlClient;
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
+  readonly access: ReachAccess;
   readonly projects: Projects;
   /** Told of every device that was changed, once that is durable and before it is acknowledged. */
   readonly onChanged: (deviceId: string) => void;
@@ -45,9 +49,9 @@ export interface DeviceOperationsOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+export function deviceOperations({ sql, keys, audit, access, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
   const { rowMacKey } = keys;
-  const directory = postgresDeviceDirectory(sql, { rowMacKey, clock });
+  const directoryIn = (tx: SqlTransaction): DeviceDirectory => postgresDeviceDirectory(tx, { rowMacKey, clock });
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
 
   /** The project in which everybody begins is everybody's; into another come the devices of those who may put some there. */
@@ -55,6 +59,12 @@ export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut
     await shareProject(tx, projectId);
     const { archivedAtMs } = await projects.demandIn(tx, principal, projectId, 'devices:write');
     if (archivedAtMs !== null) throw new HttpProblem('project_archived', 'This project is archived: nothing comes into it any more.');
+  }
+
+  /** Where `principal` sees devices of others: who may shut some sees them too. */
+  async function seenBy(tx: SqlTransaction, principal: Principal): Promise<DeviceReach> {
+    const [reads, writes] = [await access.reachOf(tx, principal, 'devices:read'), await access.reachOf(tx, principal, 'devices:write')];
+    return { everywhere: reads.everywhere || writes.everywhere, projectIds: [...reads.projectIds, ...writes.projectIds] };
   }
 
   const createCode = operation(
@@ -134,9 +144,12 @@ export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut
       query: devicePageQuery,
       answers: { 200: { description: 'A page', json: pageOf(device) } },
     },
-    async ({ principal, query: { status, ...query } }) => ({
-      json: pageJson(await directory.list({ ...pageRequest(query), asUserId: principal.userId, ...(status !== undefined && { status }) }), deviceJson),
-    }),
+    async ({ principal, query: { status, ...query } }) => {
+      const page = await asUser(sql, principal.userId, async (tx) =>
+        directoryIn(tx).list({ ...pageRequest(query), asUserId: principal.userId, reach: await seenBy(tx, principal), ...(status !== undefined && { status }) }),
+      );
+      return { json: pageJson(page, deviceJson) };
+    },
   );
 
   const get = operation(
@@ -148,7 +161,7 @@ export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut
       problems: ['not_found'],
     },
     async ({ principal, params: { id } }) => {
-      const found = await directory.get(id, { asUserId: principal.userId });
+      const found = await asUser(sql, principal.userId, async (tx) => directoryIn(tx).get(id, { asUserId: principal.userId, reach: await seenBy(tx, principal) }));
       if (found === null) throw notFound();
       return { json: deviceJson(found) };
     },
@@ -163,10 +176,12 @@ export function deviceOperations({ sql, keys, audit, projects, onChanged, onShut
         answers: { 200: { description: 'The device as it is now', json: device } },
         problems: ['not_found', 'illegal_transition', 'owner_required'],
       },
-      async ({ principal: { userId, actor }, params: { id: deviceId } }) => {
+      async ({ principal, params: { id: deviceId } }) => {
+        const { userId, actor } = principal;
         const entry: AuditEntry = { action: `device.${move}`, outcome: 'success', actor, resource: `device:${deviceId}`, device_id: deviceId };
         const result = await asUser(sql, userId, async (tx): Promise<DeviceMoveOutcome> => {
-          const outcome = await postgresDeviceDirectory(tx, { rowMacKey, clock }).transition(deviceId, move, { byUserId: userId });
+          const [sees, shuts] = [await seenBy(tx, principal), await access.reachOf(tx, principal, 'devices:write')];
+          const outcome = await directoryIn(tx).transition(deviceId, move, { byUserId: userId, sees, shuts });
           if (outcome.outcome === 'changed') {
             if (outcome.device.status === 'active') await demandOpenOwner(tx, deviceId);
             await audit.recordIn(tx, { ...entry, from: outcome.from, to: outcome.device.status });
@@ -241,7 +256,7 @@ function refusalOf(result: Exclude<DeviceMoveOutcome, { outcome: 'changed' }>, m
     case 'not_found':
       return notFound();
     case 'forbidden':
-      return new HttpProblem('forbidden', `Only an administrator may ${move} this device.`);
+      return new HttpProblem('forbidden', `You may see this device, but not ${move} it.`);
     case 'illegal':
       return new HttpProblem('illegal_transition', `A device that is ${result.status} cannot be ${PAST[move]}.`);
     case 'owner_required':

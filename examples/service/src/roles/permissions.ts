@@ -16,7 +16,7 @@ export const PERMISSIONS = {
   'api_keys:read': 'See which provider keys are stored. Never a value.',
   'api_keys:write': 'Store, rotate and revoke provider keys.',
   'devices:read': 'See devices and enrollment codes.',
-  'devices:write': 'Make enrollment codes; approve, suspend, resume and revoke devices.',
+  'devices:write': 'Make enrollment codes; suspend and revoke devices, and resume what one suspended.',
   'audit:read': 'Read the audit log, export it, and fetch its proofs.',
   'usage:read': 'See what was used, and what it cost.',
 } as const satisfies Record<string, string>;

@@ -41,9 +41,20 @@ export interface DeviceRecord extends DeviceGrant {
   readonly intact: boolean;
 }
 
+/**
+ * Where somebody has a say on devices of others, without administering. The caller MUST have checked what grants it; the policies of
+ * its database MUST grant it too.
+ */
+export interface DeviceReach {
+  readonly everywhere: boolean;
+  readonly projectIds: readonly string[];
+}
+
 /** Which devices to list, and as whom. */
 export interface DevicePageRequest extends PageRequest {
   readonly asUserId: string;
+  /** Left out: nowhere. */
+  readonly reach?: DeviceReach;
   readonly status?: DeviceStatus;
   readonly ownerId?: string;
   readonly projectId?: string;
@@ -52,6 +63,10 @@ export interface DevicePageRequest extends PageRequest {
 /** Who moves a device, and what goes with it. */
 export interface DeviceMoveOptions {
   readonly byUserId: string;
+  /** Where this user sees devices of others. Left out: nowhere. */
+  readonly sees?: DeviceReach;
+  /** Where this user may also suspend and revoke them, and resume what it suspended itself. Left out: nowhere. */
+  readonly shuts?: DeviceReach;
   /** Approval only: who shall own a device that enrolled without a code. */
   readonly ownerId?: string;
   /** Approval only, with `ownerId`. */
@@ -93,7 +108,7 @@ export interface DeviceDirectory {
   /** What this user may see, newest first. */
   list(request: DevicePageRequest): Promise<Page<DeviceRecord>>;
   /** The device of that id, or `null` where this user can see none. */
-  get(deviceId: string, options: { readonly asUserId: string }): Promise<DeviceRecord | null>;
+  get(deviceId: string, options: { readonly asUserId: string; readonly reach?: DeviceReach }): Promise<DeviceRecord | null>;
   /**
    * Moves a device from one state to the next in one atomic step; revocation is final. In a transaction that is handed to the
    * factory, the move is there if and only if that commits: append its audit entry there.
@@ -145,6 +160,11 @@ interface LockedDevice {
   readonly administers: boolean;
 }
 
+const NOWHERE: DeviceReach = { everywhere: false, projectIds: [] };
+
+/** Whether a device that is in a project is within reach: `everywhere` and `projectIds` are the names of parameters. */
+const within = (everywhere: string, projectIds: string): string => `(d.project_id IS NOT NULL AND (${everywhere}::boolean OR d.project_id = ANY (${projectIds}::text[])))`;
+
 const COLUMNS = `d.device_id, d.owner_id, d.project_id, d.status, d.label, d.rate_limit_per_min, d.ip_allowlist, d.allowed_models,
   d.created_at_ms, d.pending_until_ms, d.approved_by, d.approved_at_ms, d.status_changed_by, d.changed_at_ms, d.last_seen_at_ms,
   d.last_ip, d.mac_key_id, d.mac`;
@@ -179,36 +199,36 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
   async function list(request: DevicePageRequest): Promise<Page<DeviceRecord>> {
     const limit = pageLimit(request);
     const start = pageStart(request);
-    const { status = null, ownerId = null, projectId = null } = request;
+    const { status = null, ownerId = null, projectId = null, reach = NOWHERE } = request;
     const { rows } = await forUser(request.asUserId, (tx, administers) =>
       tx.query<DeviceRow>(
         `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d
           WHERE ($1::bigint IS NULL OR (d.created_at_ms, d.device_id) < ($1::bigint, $2::text))
             AND ($3::text IS NULL OR d.status = $3) AND ($4::text IS NULL OR d.owner_id = $4)
-            AND ($5::text IS NULL OR d.project_id = $5) AND ($6::boolean OR d.owner_id = $7)
+            AND ($5::text IS NULL OR d.project_id = $5) AND ($6::boolean OR d.owner_id = $7 OR ${within('$9', '$10')})
           ORDER BY d.created_at_ms DESC, d.device_id DESC LIMIT $8`,
-        [start?.[0] ?? null, start?.[1] ?? null, status, ownerId, projectId, administers, request.asUserId, limit + 1],
+        [start?.[0] ?? null, start?.[1] ?? null, status, ownerId, projectId, administers, request.asUserId, limit + 1, reach.everywhere, reach.projectIds],
       ),
     );
     const page = pageOf(rows, limit, (row) => [integer(row.created_at_ms), row.device_id], deviceRecord);
     return { items: await Promise.all(page.items), nextCursor: page.nextCursor };
   }
 
-  async function get(deviceId: string, asUserId: string): Promise<DeviceRecord | null> {
+  async function get(deviceId: string, asUserId: string, reach: DeviceReach): Promise<DeviceRecord | null> {
     const { rows } = await forUser(asUserId, (tx, administers) =>
       tx.query<DeviceRow>(
-        `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3)`,
-        [deviceId, administers, asUserId],
+        `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3 OR ${within('$4', '$5')})`,
+        [deviceId, administers, asUserId, reach.everywhere, reach.projectIds],
       ),
     );
     return rows[0] === undefined ? null : deviceRecord(rows[0]);
   }
 
-  async function lock(tx: SqlTransaction, deviceId: string, userId: string, administers: boolean): Promise<LockedDevice | null> {
+  async function lock(tx: SqlTransaction, deviceId: string, userId: string, administers: boolean, shuts: DeviceReach): Promise<LockedDevice | null> {
     const { rows } = await tx.query<DeviceRow>(
       `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d
-        WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3) FOR UPDATE OF d`,
-      [deviceId, administers, userId],
+        WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3 OR ${within('$4', '$5')}) FOR UPDATE OF d`,
+      [deviceId, administers, userId, shuts.everywhere, shuts.projectIds],
     );
     const row = rows[0];
     if (row === undefined) return null;
@@ -221,10 +241,12 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     deviceId: string,
     userId: string,
     fn: (tx: SqlTransaction, locked: LockedDevice) => Promise<T>,
-  ): Promise<T | { readonly outcome: 'not_found' }> {
+    { sees = NOWHERE, shuts = NOWHERE }: Pick<DeviceMoveOptions, 'sees' | 'shuts'> = {},
+  ): Promise<T | { readonly outcome: 'not_found' | 'forbidden' }> {
     return forUser(userId, async (tx, administers) => {
-      const locked = await lock(tx, deviceId, userId, administers);
-      return locked === null ? { outcome: 'not_found' } : fn(tx, locked);
+      const locked = await lock(tx, deviceId, userId, administers, shuts);
+      if (locked !== null) return fn(tx, locked);
+      return { outcome: (await get(deviceId, userId, sees)) === null ? 'not_found' : 'forbidden' };
     });
   }
 
@@ -311,9 +333,9 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
 
   return {
     list: (request): Promise<Page<DeviceRecord>> => guarded(DEVICE_REGISTRY, () => list(request)),
-    get: (deviceId, { asUserId }): Promise<DeviceRecord | null> => guarded(DEVICE_REGISTRY, () => get(deviceId, asUserId)),
+    get: (deviceId, { asUserId, reach = NOWHERE }): Promise<DeviceRecord | null> => guarded(DEVICE_REGISTRY, () => get(deviceId, asUserId, reach)),
     transition: (deviceId, move, by): Promise<DeviceMoveOutcome> =>
-      guarded(DEVICE_REGISTRY, () => onLocked(deviceId, by.byUserId, (tx, locked) => transitionIn(tx, locked, move, by))),
+      guarded(DEVICE_REGISTRY, () => onLocked(deviceId, by.byUserId, (tx, locked) => transitionIn(tx, locked, move, by), by)),
     configure: (deviceId, settings, { byUserId }): ReturnType<DeviceDirectory['configure']> =>
       guarded(DEVICE_REGISTRY, () => onLocked(deviceId, byUserId, (tx, locked) => configureIn(tx, locked, settings))),
     touch: (sightings): Promise<void> => guarded(DEVICE_REGISTRY, () => touch(sightings)),
