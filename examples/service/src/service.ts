@@ -91,6 +91,7 @@ import { sealedVersions, versionsOfSecrets } from './secrets/rows.ts';
 import { createLinks } from './secrets/shares-links.ts';
 import { shareOperations } from './secrets/shares-operations.ts';
 import { linkPage } from './secrets/shares-page.ts';
+import type { OnTamperedShare } from './secrets/shares.ts';
 import { createShares } from './secrets/shares-store.ts';
 import { createSecretStore } from './secrets/store.ts';
 import { prepareSystemRoles } from './roles/system-roles.ts';
@@ -330,7 +331,16 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     config.oidc === null
       ? null
       : createOidcSignIn({ config: config.oidc, origin: origins[0], sql, hash: keys.hashToken, pseudonym: keys.pseudonym, audit, invitations: people.invitations, clock });
-  const secrets = createSecretStore({ sql, keys, audit, access, lives: () => settings.current().secrets });
+  // Once a minute for each: whoever looks again and again makes the log no longer.
+  const sampledTampering = refusalSampler(() => ({ perMinute: 1, thenOneIn: Number.MAX_SAFE_INTEGER }));
+  const onTamperedShare: OnTamperedShare = ({ id, subjectType, subjectId }) => {
+    const entry = sampledTampering(id, { action: 'secret_share.tampered', outcome: 'failed', actor: 'system', resource: `${subjectType}:${subjectId}`, share_id: id });
+    if (entry === null) return;
+    log.error({ shareId: id }, 'a share was changed in the database: it grants nothing');
+    // Not waited for: whoever met it is in a transaction, and nothing was given out by it.
+    audit.record(entry).catch(onFault);
+  };
+  const secrets = createSecretStore({ sql, keys, audit, access, onTamperedShare, lives: () => settings.current().secrets });
   const usage = usageReport(sql);
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),

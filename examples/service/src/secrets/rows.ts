@@ -8,7 +8,7 @@ import { HttpProblem, notFound } from '../http/problems.ts';
 import type { SealedTable } from '../keys/sealed-tables.ts';
 import type { Access } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
-import { sharedWith } from './shares.ts';
+import { sharedWith, type OnTamperedShare } from './shares.ts';
 import type { SecretType } from './types.ts';
 
 export const SECRETS_TABLE = 'enterprise_secrets';
@@ -157,11 +157,12 @@ export interface SecretRows {
 export interface SecretRowsOptions {
   readonly access: Access;
   readonly rowMacKey: RowMacKey;
+  readonly onTamperedShare?: OnTamperedShare;
   readonly clock?: Clock;
 }
 
-export function secretRows({ access, rowMacKey, clock = systemClock }: SecretRowsOptions): SecretRows {
-  const shared = sharedWith({ rowMacKey, access, clock });
+export function secretRows({ access, rowMacKey, onTamperedShare, clock = systemClock }: SecretRowsOptions): SecretRows {
+  const shared = sharedWith({ rowMacKey, access, clock, ...(onTamperedShare !== undefined && { onTampered: onTamperedShare }) });
 
   async function held(tx: SqlTransaction, principal: Principal, rows: readonly SecretRow[]): Promise<readonly HeldSecret[]> {
     const secrets = rows.map(secretIn);

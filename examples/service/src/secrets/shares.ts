@@ -49,11 +49,6 @@ export function shareMac(rowMacKey: RowMacKey, grant: ShareGrant): Promise<Uint8
   return rowMac(rowMacKey, SHARES_TABLE, shareFields(grant));
 }
 
-/** @throws UnavailableError seam `secret_shares` for a row without its MAC */
-export async function demandIntactShare(rowMacKey: RowMacKey, grant: ShareGrant, stored: { readonly macKeyId: string; readonly mac: Uint8Array }): Promise<void> {
-  if (!(await isIntact(rowMacKey, SHARES_TABLE, shareFields(grant), stored))) throw tampered(SEAM, SHARES_TABLE);
-}
-
 /** What a kg_app may select of a share: everything but the hash of a link's token. */
 export const SHARE_COLUMNS = `id, subject_type, subject_id, owner_id, project_id, grantee_type, grantee_id, permissions, max_views, views,
   created_by, created_at_ms, expires_at_ms, revoked_at_ms, mac_key_id, mac`;
@@ -111,9 +106,13 @@ export type SharedWith = (tx: SqlTransaction, userId: string, subjectType: Share
 /** The shares of these subjects that count for the user for whom `tx` acts as kg_app. */
 export type CountingShares = (tx: SqlTransaction, userId: string, subjectType: ShareSubject, subjects: readonly Subject[]) => Promise<readonly ShareRow[]>;
 
+export type OnTamperedShare = (share: Pick<ShareGrant, 'id' | 'subjectType' | 'subjectId'>) => void;
+
 export interface SharesOptions {
   readonly rowMacKey: RowMacKey;
   readonly access: Access;
+  /** Told of a share that somebody changed or made up in the database, each time that it is met. MUST NOT wait for the database. */
+  readonly onTampered?: OnTamperedShare;
   readonly clock?: Clock;
 }
 
@@ -131,8 +130,11 @@ interface AssignmentRow {
 
 const KNOWN: ReadonlySet<string> = new Set(PERMISSION_NAMES);
 
-/** @throws UnavailableError seam `secret_shares`, when it is used, for a share or an assignment without its MAC: it grants nothing */
-export function countingShares({ rowMacKey, access, clock = systemClock }: SharesOptions): CountingShares {
+/**
+ * A share without its MAC grants nothing, and takes nothing else away: it is left out, and reported.
+ * @throws UnavailableError seam `secret_shares`, when it is used, for an assignment without its MAC
+ */
+export function countingShares({ rowMacKey, access, onTampered = (): void => {}, clock = systemClock }: SharesOptions): CountingShares {
   const stands = stillStands(access);
 
   async function assignments(tx: SqlTransaction, userId: string, roleIds: readonly string[]): Promise<readonly AssignmentRow[]> {
@@ -167,7 +169,11 @@ export function countingShares({ rowMacKey, access, clock = systemClock }: Share
     const held = await assignments(tx, userId, [...new Set(rows.filter((row) => row.grantee_type === 'role').map((row) => row.grantee_id!))]);
     const counting: ShareRow[] = [];
     for (const row of rows) {
-      await demandIntactShare(rowMacKey, shareGrant(row), { macKeyId: row.mac_key_id, mac: row.mac });
+      const grant = shareGrant(row);
+      if (!(await isIntact(rowMacKey, SHARES_TABLE, shareFields(grant), { macKeyId: row.mac_key_id, mac: row.mac }))) {
+        onTampered(grant);
+        continue;
+      }
       const subject = others.get(row.subject_id)!;
       // A share says whose secret it was made for: one that was moved to another's says nothing.
       if (row.owner_id !== subject.ownerId || row.project_id !== subject.projectId) continue;

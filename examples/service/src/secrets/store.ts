@@ -19,6 +19,7 @@ import type { Access } from '../roles/access.ts';
 import { allowedExpiry, defaultExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
 import { newestOf } from './newest.ts';
 import { notIntact, sealedIn, secretMac, secretRows, versionPlace, type HeldSecret, type SealedRow, type Secret, type SecretRows } from './rows.ts';
+import type { OnTamperedShare } from './shares.ts';
 import { inTurns } from './turns.ts';
 import { examine, type SecretType } from './types.ts';
 
@@ -121,6 +122,8 @@ export interface SecretStoreOptions {
   readonly keys: Pick<DeploymentKeys, 'deploymentId' | 'kek' | 'rowMacKey' | 'auditMac'>;
   readonly audit: AuditLog;
   readonly access: Access;
+  /** Told of each share that bears no MAC of this deployment, whenever it is met. */
+  readonly onTamperedShare?: OnTamperedShare;
   /** Asked for every secret that begins, and every end that somebody sets. Default: no limit. */
   readonly lives?: () => SecretLives;
   readonly clock?: Clock;
@@ -147,10 +150,10 @@ function isNameTaken(error: unknown): boolean {
 }
 
 export function createSecretStore(options: SecretStoreOptions): SecretStore {
-  const { sql, keys, audit, access, lives = (): SecretLives => UNLIMITED_LIVES, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
+  const { sql, keys, audit, access, onTamperedShare, lives = (): SecretLives => UNLIMITED_LIVES, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
   const { rowMacKey } = keys;
   const primitives = nodeVaultPrimitives();
-  const rows = secretRows({ access, rowMacKey, clock });
+  const rows = secretRows({ access, rowMacKey, clock, ...(onTamperedShare !== undefined && { onTamperedShare }) });
   const newest = newestOf({ sql, origin: audit.origin, auditMac: keys.auditMac });
   const turns = inTurns();
 

@@ -201,7 +201,7 @@ describe('what is shared with somebody', () => {
     const id = await addSecret('ann');
     await addShare({ subjectId: id, ownerId: 'ann', permissions: ['secrets:reveal'], granteeId: 'bob' }, { forged: true });
     const ask = (userId: string, ownerId = 'ann'): Promise<ReadonlyMap<string, readonly string[]>> => as(userId, (tx) => shared(tx, userId, 'secret', [{ id, ownerId, projectId: null }]));
-    await expect(ask('bob')).rejects.toMatchObject({ seam: 'secret_shares' });
+    expect([...(await ask('bob'))]).toEqual([]);
     await addShare({ subjectId: id, ownerId: 'ann', permissions: ['secrets:reveal', 'secrets:update'], granteeId: 'cleo' });
     expect((await ask('cleo')).get(id)).toEqual(['secrets:read', 'secrets:reveal', 'secrets:update']);
     expect((await ask('cleo', 'zoe')).get(id)).toBeUndefined();
