@@ -121,6 +121,7 @@ const OIDC_STEPS_PER_MINUTE = 120;
 const ROTATIONS_PER_MINUTE = 10;
 const PROBES_PER_MINUTE = 60;
 const LINKS_OPENED_PER_MINUTE = 60;
+const ADDRESSES_NAMED_PER_MINUTE = 30;
 const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
 export interface Service {
@@ -362,6 +363,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       links: createLinks({ sql, keys, audit, access, secrets, limits: () => settings.current().links }),
       origin: origins[0],
       openLimiter: limiter('link', LINKS_OPENED_PER_MINUTE),
+      addressLimiter: limiter('address', ADDRESSES_NAMED_PER_MINUTE),
     }),
     ...settingsOperations({ sql, rowMacKey: keys.rowMacKey, audit, live: settings }),
     ...keyOperations({ sql, audit, onRequested: () => kekRotation.wake() }),

@@ -20,6 +20,8 @@ export interface ShareOperationsOptions {
   readonly origin: string;
   /** Of tries to open links, by address. */
   readonly openLimiter: RateLimiter;
+  /** Addresses of people that one caller may name. */
+  readonly addressLimiter: RateLimiter;
 }
 
 const shareParams = z.strictObject({ id: z.uuid(), share_id: z.uuid() });
@@ -29,7 +31,7 @@ const tokenParams = z.strictObject({ token: z.string().max(512) });
 const nothingToOpen = (): HttpProblem =>
   new HttpProblem('not_found', 'There is nothing to open: the link is not complete, was used, has expired or was taken back, or the passphrase is not right.');
 
-export function shareOperations({ shares, links, origin, openLimiter }: ShareOperationsOptions): readonly Operation[] {
+export function shareOperations({ shares, links, origin, openLimiter, addressLimiter }: ShareOperationsOptions): readonly Operation[] {
   return [
     operation(
       {
@@ -43,10 +45,15 @@ export function shareOperations({ shares, links, origin, openLimiter }: ShareOpe
         answers: { 201: { description: 'Shared', json: share } },
         problems: ['not_found', 'grantee_not_found'],
       },
-      async ({ principal, params: { id }, body: { grantee, permission, expires_at: expiresAt } }) => ({
-        status: 201,
-        json: shareJson(await shares.give(principal, id, { grantee, permission, expiresAtMs: expiresAt === undefined ? null : Date.parse(expiresAt) })),
-      }),
+      async ({ principal, params: { id }, body: { grantee, permission, expires_at: expiresAt } }) => {
+        // The answer says whether there is such an account: so nobody goes through a list of addresses. Those that are there count too,
+        // or a refusal for too many would say what it hides.
+        if (grantee.email !== undefined) {
+          const tries = await addressLimiter.consume(principal.userId, 1);
+          if (!tries.allowed) throw tooManyRequests((tries.resetAtMs - Date.now()) / 1000);
+        }
+        return { status: 201, json: shareJson(await shares.give(principal, id, { grantee, permission, expiresAtMs: expiresAt === undefined ? null : Date.parse(expiresAt) })) };
+      },
     ),
     operation(
       {

@@ -262,6 +262,25 @@ describe('a row of a share that somebody changed in the database', () => {
   });
 });
 
+describe('an address', () => {
+  it('is named thirty times a minute at most, whether anybody has it or not, and each that nobody has is on record', async () => {
+    const id = await newSecret();
+    const curious = await stage.newPerson('curious');
+    const own = (await as(curious, 'POST', '/api/secrets', { name: `of the curious ${randomUUID()}`, value: VALUE })).json.id as string;
+    const share = (email: string): Promise<{ status: number }> => as(curious, 'POST', `/api/secrets/${own}/shares`, { grantee: { type: 'user', email }, permission: 'read' });
+    const statuses: number[] = [];
+    // Twice as many: a minute may end in between.
+    for (let n = 0; n < 62; n += 1) statuses.push((await share(n % 2 === 0 ? reader.email : `nobody-${n}@example.com`)).status);
+    expect(statuses.slice(0, 4)).toEqual([201, 404, 201, 404]);
+    expect(statuses).toContain(429);
+    // Others, and who names somebody by an id that they know, are not held up.
+    expect((await as(curious, 'POST', `/api/secrets/${own}/shares`, { grantee: { type: 'user', id: reader.userId }, permission: 'read' })).status).toBe(201);
+    await shared(owner, id, reader, 'read');
+    const { rows } = await stage.sql.query('SELECT 1 FROM keyguard.secret_audit_logs WHERE actor = $1 AND outcome = $2', [`user:${curious.userId}`, 'refused']);
+    expect(rows.length).toBe(statuses.filter((status) => status >= 400).length);
+  });
+});
+
 describe('a name', () => {
   it('that somebody else has used says nothing', async () => {
     const name = `the same name ${randomUUID()}`;
