@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
 import type { KeyStore } from '@keyguard/core/seams';
+import { SUBJECTS, type Subject } from './llm/sdk-subjects.ts';
 import { caller, folder, postgresBackend, remove, startService, type Deployment, type PostgresBackend, type Running } from './stage.ts';
 
 vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 });
@@ -17,6 +18,7 @@ vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 });
 const ADMIN = { email: 'admin@example.com', password: 'a long and quiet password' };
 const WITHIN_MS = 1000;
 const ROUNDS = 6;
+const SDKS = SUBJECTS.filter(({ provider }) => provider !== 'azure');
 
 /** The way from a service to its database. */
 interface Wire {
@@ -72,26 +74,36 @@ async function startWire(to: { readonly host: string; readonly port: number }): 
   };
 }
 
-/** Answers every call: a stream by a word every 20 ms for ever, anything else at once. */
-async function startTalker(): Promise<{ readonly baseUrl: string; close(): Promise<void> }> {
-  const talk = async (response: ServerResponse): Promise<void> => {
+/** How each provider speaks, by where it is asked to. */
+const DIALECTS: readonly [path: RegExp, subject: Subject][] = [
+  [/^\/v1\/chat\/completions$/, SUBJECTS.find(({ provider }) => provider === 'openai')!],
+  [/^\/v1\/messages$/, SUBJECTS.find(({ provider }) => provider === 'anthropic')!],
+  [/:streamGenerateContent/, SUBJECTS.find(({ provider }) => provider === 'google')!],
+];
+
+/** Answers every call: a stream by a word every 20 ms for ever, in the dialect of its provider; anything else at once. */
+async function startTalker(): Promise<{ readonly origin: string; close(): Promise<void> }> {
+  const talk = async (response: ServerResponse, { events }: Subject): Promise<void> => {
     response.writeHead(200, { 'content-type': 'text/event-stream' });
+    const [first, again] = events(['word', 'word']).words as [string, string];
+    response.write(first);
     while (!response.destroyed) {
-      response.write(`data: {"choices":[{"index":0,"delta":{"content":"word"}}]}\n\n`);
+      response.write(again);
       await pause(20);
     }
   };
   const server: Server = createServer((request, response) => {
     response.on('error', () => {});
     request.resume().on('end', () => {
-      if (request.url === '/v1/chat/completions') void talk(response);
+      const subject = DIALECTS.find(([path]) => path.test(request.url!))?.[1];
+      if (subject !== undefined) void talk(response, subject);
       else response.writeHead(200, { 'content-type': 'application/json' }).end('{"data":[]}');
     });
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   return {
-    baseUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`,
+    origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     async close() {
       server.closeAllConnections();
       server.close();
@@ -132,7 +144,11 @@ describe('two services on one PostgreSQL', () => {
       KEYGUARD_ADMIN_PASSWORD: ADMIN.password,
       KEYGUARD_REQUESTS_PER_MINUTE: '100000',
       OPENAI_API_KEY: 'sk-test-key',
-      OPENAI_BASE_URL: talker.baseUrl,
+      OPENAI_BASE_URL: `${talker.origin}/v1`,
+      ANTHROPIC_API_KEY: 'sk-test-key',
+      ANTHROPIC_BASE_URL: talker.origin,
+      GOOGLE_API_KEY: 'test-key',
+      GOOGLE_GEMINI_BASE_URL: talker.origin,
       LOG_LEVEL: 'info',
     };
     first = await startService(deployment.folder, { ...environment, ...owner, DATABASE_URL });
@@ -203,6 +219,21 @@ describe('two services on one PostgreSQL', () => {
     return { ended: read(), isOpen: () => isOpen };
   }
 
+  /** The same of an official SDK: when it raised, and what. */
+  async function sdkStream(client: KeyGuardClient, subject: Subject): Promise<{ readonly raised: Promise<{ readonly atMs: number; readonly message: string }> }> {
+    const stream = subject.stream({ authority: new URL(second.origin).host, client })[Symbol.asyncIterator]();
+    expect(await stream.next()).toEqual({ done: false, value: 'word' });
+    const read = async (): Promise<{ readonly atMs: number; readonly message: string }> => {
+      try {
+        while (!(await stream.next()).done);
+        return { atMs: performance.now(), message: 'it ended as if it were whole' };
+      } catch (error) {
+        return { atMs: performance.now(), message: (error as Error).message };
+      }
+    };
+    return { raised: read() };
+  }
+
   const move = async (deviceId: string, verb: string): Promise<number> => {
     expect((await call('POST', `/api/devices/${deviceId}/${verb}`, { token: admin })).status).toBe(200);
     return performance.now();
@@ -210,23 +241,31 @@ describe('two services on one PostgreSQL', () => {
   const ms = (some: readonly number[]): string => some.map((one) => one.toFixed(0)).join(', ');
 
   it('refuse a device in the second one within a second of its revocation in the first, and end its streams there', async () => {
-    const [refusals, ends]: number[][] = [[], []];
+    const [refusals, ends, raises]: number[][] = [[], [], []];
     for (let round = 0; round < ROUNDS; round += 1) {
       const { deviceId, client } = await newDevice();
       const { ended } = await stream(client);
+      const inSdks = await Promise.all(SDKS.map((subject) => sdkStream(client, subject)));
       // Wherever between two polls.
       await pause(round * 83);
       const acknowledgedAtMs = await move(deviceId, round % 2 === 0 ? 'revoke' : 'suspend');
       let answer = await ask(client);
       while (answer.status === 200 && performance.now() - acknowledgedAtMs < 5000) answer = await ask(client);
       refusals!.push(answer.sentAtMs + answer.tookMs - acknowledgedAtMs);
+      // One that was on its way is cut like any other.
+      if (answer.code === 'device_cut_off') answer = await ask(client);
       expect(answer).toMatchObject({ status: 403, code: round % 2 === 0 ? 'device_revoked' : 'device_suspended' });
       const { atMs, lastEvent } = await ended;
       ends!.push(atMs - acknowledgedAtMs);
       expect(lastEvent).toContain('"code":"device_cut_off"');
+      for (const { raised } of inSdks) {
+        const { atMs: raisedAtMs, message } = await raised;
+        expect(message).toContain('may no longer call');
+        raises!.push(raisedAtMs - acknowledgedAtMs);
+      }
     }
-    process.stdout.write(`revoked in one process, refused in the other after ${ms(refusals!)} ms; its streams ended after ${ms(ends!)} ms\n`);
-    for (const measured of [...refusals!, ...ends!]) expect(measured).toBeLessThan(WITHIN_MS);
+    process.stdout.write(`revoked in one process, refused in the other after ${ms(refusals!)} ms; its streams ended after ${ms(ends!)} ms; the SDKs raised after at most ${Math.max(...raises!).toFixed(0)} ms\n`);
+    for (const measured of [...refusals!, ...ends!, ...raises!]) expect(measured).toBeLessThan(WITHIN_MS);
   });
 
   it('let it in again within a second, and know a new device at once', async () => {
@@ -290,7 +329,8 @@ describe('two services on one PostgreSQL', () => {
       expect(one).toBeLessThan(6500);
     }
     expect(answer.status).toBe(200);
-    expect((await fetch(`${second.origin}/readyz`)).status).toBe(200);
+    // Its probes look once a second.
+    await expect.poll(async () => (await fetch(`${second.origin}/readyz`)).status, { timeout: 5000 }).toBe(200);
     // The other one has noticed nothing.
     expect((await fetch(`${first.origin}/readyz`)).status).toBe(200);
   });
