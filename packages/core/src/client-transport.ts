@@ -42,7 +42,7 @@ export interface Transport {
   /** The `fetch` behind it, which signs nothing. */
   readonly fetch: typeof globalThis.fetch;
   /**
-   * Reads a request, to be sent. A body that depends on the attempt is made by `bodyOf`, in place of that of `request`.
+   * Reads a request, to be sent as `init` says; its signal is that of `init`, and not the one of `request`. A body that depends on the attempt is made by `bodyOf`, in place of that of `request`.
    * @throws UsageError `origin_not_allowed`; and when it is sent, `target_unsupported` or `header_unsupported`
    */
   prepare(request: Request, init: RequestInit, tag: SignatureTag, bodyOf?: (stamp: Stamp) => Promise<Bytes>): Promise<SignedRequest>;
@@ -93,7 +93,6 @@ export function createTransport(origin: string, options: TransportOptions): Tran
         headers,
         // An explicit null overrides the body of `init`.
         body: body.length > 0 ? body : null,
-        signal: request.signal,
         redirect: 'error',
         credentials: 'omit',
       });

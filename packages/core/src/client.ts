@@ -49,6 +49,8 @@ export interface EnrollOptions {
  */
 export class KeyGuardClient {
   readonly #keys: DeviceKeys;
+  // While an answer is read, the Request that can abort it must live: a signal that follows another one dies with its own Request.
+  readonly #requests = new WeakMap<ReadableStream, Request>();
   #rotating: Promise<EnrolledDevice> | undefined;
   #recovering: { readonly keyId: string; readonly key: Promise<SigningKey | null> } | undefined;
 
@@ -154,8 +156,11 @@ export class KeyGuardClient {
     if (SCHEME.test(url) && !HTTP.test(url)) return transport.fetch(input, init);
     const request = new Request(input, init);
     const key = await demandKey(this.#keys);
-    const send = await transport.prepare(request, init ?? {}, 'keyguard-v1');
+    // The caller's own signal, not that of our Request, which would be collected before a long answer ends.
+    const signal = init?.signal === undefined && isRequest ? input.signal : init?.signal;
+    const send = await transport.prepare(request, { ...init, signal: signal ?? null }, 'keyguard-v1');
     const response = await send(key);
+    if (isRequest && response.body !== null) this.#requests.set(response.body, input);
     if ((await refusalCode(response)) !== 'signature_invalid') return response;
     const other = await this.#recover(key);
     if (other === null) return response;

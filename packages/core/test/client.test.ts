@@ -1,5 +1,7 @@
 import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core';
 import { memoryKeyStore } from '@keyguard/core/memory';
@@ -190,6 +192,35 @@ describe('fetch', () => {
     expect(aborted()).toEqual([true, false]);
     ofInit.abort();
     expect(aborted()).toEqual([true, true]);
+  });
+
+  it.each<[string, (signal: AbortSignal) => Parameters<typeof fetch>]>([
+    ['an init', (signal) => [`${origin}/a`, { signal }]],
+    ['a Request', (signal) => [new Request(`${origin}/a`, { signal })]],
+  ])('is aborted by the signal of %s in the middle of an answer too, whatever was collected meanwhile', async (_name, call) => {
+    let left = 0;
+    server.removeAllListeners('request').on('request', (_request, response) => {
+      response.writeHead(200).write('a');
+      response.on('close', () => (left += 1));
+    });
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    const controller = new AbortController();
+    const guard = await client();
+    const reads = await Promise.all(
+      Array.from({ length: 10 }, async () => {
+        const reader = (await guard.fetch(...call(controller.signal))).body!.getReader();
+        await reader.read();
+        return { ended: reader.read().then(() => 'ended', ({ name }: Error) => name) };
+      }),
+    );
+    for (let i = 0; i < 3; i += 1) {
+      collect();
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    controller.abort();
+    expect(await Promise.all(reads.map(({ ended }) => ended))).toEqual(reads.map(() => 'AbortError'));
+    await expect.poll(() => left).toBe(10);
   });
 
   it('honours an abort signal', async () => {

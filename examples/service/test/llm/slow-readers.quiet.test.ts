@@ -14,9 +14,9 @@ import { connections, SSE, until } from './stage.ts';
 
 const READERS = 200;
 const MEBIBYTE = 1024 * 1024;
-const READ_FOR_MS = 15_000;
+const READ_FOR_MS = 10_000;
 /** Between two reads of one reader. */
-const READ_EVERY_MS = 250;
+const READ_EVERY_MS = 500;
 const EVENT = `data: ${'x'.repeat(65_528)}\n\n`;
 // A few buffers for each of the two connections of a call, and what the collector leaves lying about.
 const MAX_GROWTH = 150 * MEBIBYTE;
@@ -91,8 +91,8 @@ describe('slow readers', { timeout: 120_000 }, () => {
     // The first seconds fill the buffers of the kernel.
     await pause(READ_FOR_MS / 3);
     const [filled, readBefore] = [sum(), read];
-    const until_ = performance.now() + READ_FOR_MS;
-    while (performance.now() < until_) {
+    const endsAtMs = performance.now() + READ_FOR_MS;
+    while (performance.now() < endsAtMs) {
       samples.push(await residentBytes(pid));
       await pause(100);
     }
@@ -103,14 +103,16 @@ describe('slow readers', { timeout: 120_000 }, () => {
     process.stdout.write(
       `${READERS} slow readers: ${mebibytes(before)} MiB before, at most ${mebibytes(half)} and then ${mebibytes(later)} MiB while ${mebibytes(passed)} MiB were read and ${mebibytes(taken)} MiB taken of the upstreams\n`,
     );
-    expect(passed).toBeGreaterThan(READERS * MEBIBYTE);
+    expect(passed).toBeGreaterThan((READERS * MEBIBYTE) / 4);
     expect(later - before).toBeLessThan(MAX_GROWTH);
     expect(later - half).toBeLessThan(MAX_DRIFT);
     // They write no faster than it is read, but for what the kernel holds.
     expect(taken).toBeLessThan(2 * passed);
 
+    const leftAtMs = performance.now();
     abort.abort();
-    await until(async () => (await connections(upstream)) === 0);
+    await until(async () => (await connections(upstream)) === 0, 30_000);
+    process.stdout.write(`all of them left at once: the last upstream was left after ${(performance.now() - leftAtMs).toFixed(0)} ms\n`);
     expect((await call('GET', '/readyz')).status).toBe(200);
   });
 });
