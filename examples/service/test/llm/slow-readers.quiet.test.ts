@@ -19,8 +19,8 @@ const READ_FOR_MS = 10_000;
 const READ_EVERY_MS = 500;
 const EVENT = `data: ${'x'.repeat(65_528)}\n\n`;
 // A few buffers for each of the two connections of a call, and what the collector leaves lying about.
-const MAX_GROWTH = 150 * MEBIBYTE;
-const MAX_DRIFT = 40 * MEBIBYTE;
+const MAX_GROWTH = 120 * MEBIBYTE;
+const MAX_DRIFT = 30 * MEBIBYTE;
 const ADMIN = { email: 'admin@example.com', password: 'a long and quiet password' };
 
 async function residentBytes(pid: number): Promise<number> {
