@@ -35,6 +35,8 @@ export interface Subject {
   readonly body: object;
   /** One event a word, then what comes last. */
   events(words: readonly string[]): { readonly words: readonly string[]; readonly last: string };
+  /** What it has reported with the first word. */
+  readonly reportedAtFirst: object;
   readonly busy: object;
   /** What the provider sends when it fails in the middle of a stream, with `Overloaded` as its text. */
   readonly failed: string;
@@ -66,6 +68,7 @@ const openaiDialect = {
     words: words.map((content) => data({ id: 'c', object: 'chat.completion.chunk', model: 'm', choices: [{ index: 0, delta: { content }, finish_reason: null }] })),
     last: data({ id: 'c', object: 'chat.completion.chunk', model: 'm', choices: [], usage: { prompt_tokens: 12, completion_tokens: 3, total_tokens: 15 } }) + data('[DONE]'),
   }),
+  reportedAtFirst: { model: 'm', inputTokens: null, outputTokens: null },
   busy: { error: { message: 'Rate limit reached', type: 'requests', param: null, code: 'rate_limit_exceeded' } },
   failed: data({ error: { message: 'Overloaded', type: 'server_error', param: null, code: null } }),
 };
@@ -132,6 +135,7 @@ function anthropicSubject(title: string, Sdk: AnthropicClass): Subject {
         data({ type: 'message_delta', delta: { stop_reason: 'end_turn' }, usage: { output_tokens: 3 } }, 'message_delta') +
         data({ type: 'message_stop' }, 'message_stop'),
     }),
+    reportedAtFirst: { model: 'm', inputTokens: 12, outputTokens: 1 },
     busy: { type: 'error', error: { type: 'rate_limit_error', message: 'Rate limit reached' } },
     failed: data({ type: 'error', error: { type: 'overloaded_error', message: 'Overloaded' } }, 'error'),
   };
@@ -153,7 +157,8 @@ function googleSubject(title: string, Sdk: GoogleClass): Subject {
       }
     },
     body: chunk(WORDS.join(''), { finishReason: 'STOP' }),
-    events: (words) => ({ words: words.map((text) => data(chunk(text))), last: data(chunk('', { finishReason: 'STOP' })) }),
+    events: (words) => ({ words: words.map((text, i) => data({ ...chunk(text), usageMetadata: { promptTokenCount: 12, candidatesTokenCount: i + 1 } })), last: data(chunk('', { finishReason: 'STOP' })) }),
+    reportedAtFirst: { model: 'm', inputTokens: 12, outputTokens: 1 },
     busy: { error: { code: 429, message: 'Resource has been exhausted', status: 'RESOURCE_EXHAUSTED' } },
     failed: data({ error: { code: 503, message: 'Overloaded', status: 'UNAVAILABLE' } }),
   };

@@ -73,7 +73,8 @@ describe.each(SUBJECTS)('$title', (subject) => {
       const { words, error } = await collect(subject.stream(stage));
       expect([ending, words]).toEqual([ending, ['Hello']]);
       expect(String(error?.message)).toContain('broke off its answer');
-      expect(await endings(stage)).toMatchObject([{ outcome: 'upstream_broken' }]);
+      // As much as had been reported, and marked by its outcome.
+      expect(await endings(stage)).toMatchObject([{ outcome: 'upstream_broken', usage: subject.reportedAtFirst }]);
     }
   });
 
@@ -109,7 +110,7 @@ describe.each(SUBJECTS)('$title', (subject) => {
       // Some raise, some end: it was the caller who left.
     }
     await until(() => left);
-    expect(await endings(stage)).toMatchObject([{ outcome: 'client_left' }]);
+    expect(await endings(stage)).toMatchObject([{ outcome: 'client_left', usage: subject.reportedAtFirst }]);
   });
 
   it('raises when the provider itself fails half-way, with what it says', async () => {
