@@ -1,6 +1,7 @@
 /**
  * All benchmarks in one run: `pnpm bench`. `--quick` is a short run for CI, `--million` adds a million devices and nonces (and to
- * a short run a million audit entries), `--write` writes RESULTS.md and results.svg, and `--only=sign,verify` runs some of the suites.
+ * a short run a million audit entries), and `--only=sign,verify` runs some of the suites. `--write` writes RESULTS.md and results.svg; of
+ * some suites RESULTS-SIGN-VERIFY.md and its chart, so that what was measured elsewhere or at another time stays what it was.
  */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
@@ -47,12 +48,13 @@ const { values: flags } = parseArgs({
   args: process.argv.slice(2).filter((argument) => argument !== '--'),
   options: {
     quick: { type: 'boolean', default: false },
+    smoke: { type: 'boolean', default: false },
     million: { type: 'boolean', default: false },
     write: { type: 'boolean', default: false },
     only: { type: 'string', default: Object.keys(SUITES).join(',') },
   },
 });
-const options: SuiteOptions = { quick: flags.quick, million: flags.million };
+const options: SuiteOptions = { quick: flags.quick || flags.smoke, smoke: flags.smoke, million: flags.million };
 const chosen = flags.only.split(',').map((name) => {
   const suite = SUITES[name];
   if (suite === undefined) throw new Error(`There is no suite "${name}"; there are ${Object.keys(SUITES).join(', ')}.`);
@@ -75,7 +77,9 @@ for (const { name, suite } of chosen) {
 }
 console.log(renderTable(sections, circumstances));
 if (flags.write) {
-  const file = (name: string): URL => new URL(`../${name}`, import.meta.url);
-  writeFileSync(file('RESULTS.md'), renderMarkdown(sections, circumstances, WHY_MISSED));
-  writeFileSync(file('results.svg'), drawChart(sections));
+  const isWhole = chosen.length === Object.keys(SUITES).length;
+  const name = ['results', ...(isWhole ? [] : chosen.map((suite) => suite.name))].join('-');
+  const file = (fileName: string): URL => new URL(`../${fileName}`, import.meta.url);
+  writeFileSync(file(`${name.toUpperCase()}.md`), renderMarkdown(sections, circumstances, { why: WHY_MISSED, chart: `${name}.svg` }));
+  writeFileSync(file(`${name}.svg`), drawChart(sections));
 }

@@ -36,6 +36,7 @@ interface Sizes {
 
 const LONG: Sizes = { rounds: 12, budgetMs: 190_000, alone: 300, togetherSeconds: 0.6, streamed: 160, warmUp: 6000, warmStarts: 5 };
 const QUICK: Sizes = { rounds: 3, budgetMs: 30_000, alone: 100, togetherSeconds: 0.25, streamed: 48, warmUp: 1500, warmStarts: 2 };
+const SMOKE: Sizes = { rounds: 1, budgetMs: 1, alone: 20, togetherSeconds: 0.1, streamed: 16, warmUp: 100, warmStarts: 1 };
 
 async function measure(contestants: ReadonlyMap<string, Contestant>, ask: Ask, sizes: Sizes): Promise<{ reports: ReadonlyMap<string, Reports>; calls: ReadonlyMap<string, number> }> {
   const calls = new Map<string, number>();
@@ -82,8 +83,8 @@ async function demandAllOnRecord(name: string, service: StartedService, calls: n
   throw new Error(`${name} was called ${calls} times, and has ${counted} calls on record.`);
 }
 
-export const proxy: Suite = async ({ quick }) => {
-  const sizes = quick ? QUICK : LONG;
+export const proxy: Suite = async ({ quick, smoke }) => {
+  const sizes = smoke ? SMOKE : quick ? QUICK : LONG;
   const undo: (() => unknown)[] = [];
   const onStop = (work: () => unknown): void => void undo.push(work);
   try {

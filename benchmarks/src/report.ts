@@ -53,8 +53,15 @@ function describe({ commit, machine, node, date, command, pinned, loadBefore }: 
   ];
 }
 
-/** `RESULTS.md`. `why` says of each missed goal, by the name of its ratio, what stands in the way. */
-export function renderMarkdown(sections: readonly Section[], circumstances: Circumstances, why: Readonly<Record<string, string>>): string {
+export interface MarkdownOptions {
+  /** What stands in the way of each missed goal, by the name of its ratio. */
+  readonly why: Readonly<Record<string, string>>;
+  /** The file of the chart. */
+  readonly chart: string;
+}
+
+/** `RESULTS.md`. */
+export function renderMarkdown(sections: readonly Section[], circumstances: Circumstances, { why, chart }: MarkdownOptions): string {
   const { commit, machine, node, date, command, pinned, loadBefore } = circumstances;
   const lines = [
     '# Benchmark results',
@@ -71,7 +78,7 @@ export function renderMarkdown(sections: readonly Section[], circumstances: Circ
     `| method | contestants in turn in every round, medians of the rounds, ratios as medians of the ratios within a round; ${pinned ? 'each process pinned to one core, unless it says otherwise' : 'not pinned'} |`,
     '| seed | none: keys and nonces are drawn anew in every run |',
     '',
-    '![The results as bars](results.svg)',
+    `![The results as bars](${chart})`,
     '',
     '## Goals',
     '',

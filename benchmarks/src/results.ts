@@ -39,6 +39,8 @@ export interface Section {
 export interface SuiteOptions {
   /** Fewer rounds: enough to see a regression, not to quote. */
   readonly quick: boolean;
+  /** One short round of the proxy suite: enough to see that it runs, and nothing of its figures. */
+  readonly smoke: boolean;
   /** Also a million devices and nonces, and in a quick run a million entries of an audit chain. */
   readonly million: boolean;
 }
