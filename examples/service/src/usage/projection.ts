@@ -9,7 +9,8 @@ import { asJobs } from '../db/as-user.ts';
 import { bytesOf, integer } from '../db/values.ts';
 
 const HOUR_MS = 3_600_000;
-const BATCH = 1000;
+// Calls wait while a batch is parsed, and on the embedded database also while it is read.
+const BATCH = 250;
 /** Up to how many milliseconds a call took to be counted in each place; the last place has the rest. */
 export const DURATION_BOUNDS_MS: readonly number[] = Object.freeze([100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000]);
 // A rule of thumb for English text in every tokenizer.

@@ -15,6 +15,7 @@ import { setImmediate } from 'node:timers/promises';
 import { asRole, bytesOf, guarded, integer, isClient, type Sql, type SqlClient, type SqlTransaction } from './client.ts';
 
 const SEAM = 'audit_sink';
+// A page is read and parsed in one go, and calls wait meanwhile: so it takes a few milliseconds and not a few dozen.
 const READ_PAGE = 250;
 // Of a reader whose work is all done at once: after so many records whoever waits for this thread has a turn.
 const RECORDS_A_TURN = 32;
