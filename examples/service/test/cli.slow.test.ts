@@ -24,8 +24,10 @@ describe('the terminal command', () => {
     return result;
   };
   // oxlint-disable-next-line typescript/no-explicit-any -- tests look into many shapes
-  const json = async (...args: readonly string[]): Promise<any> => {
-    const { code, output } = await cli(['--json', ...args]);
+  const json = async (...args: readonly string[]): Promise<any> => jsonOf(args);
+  // oxlint-disable-next-line typescript/no-explicit-any -- likewise
+  const jsonOf = async (args: readonly string[], input?: string): Promise<any> => {
+    const { code, output } = await cli(['--json', ...args], input);
     expect([args, code, output]).toEqual([args, 0, expect.any(String)]);
     return JSON.parse(output);
   };
@@ -33,7 +35,7 @@ describe('the terminal command', () => {
   beforeAll(async () => {
     cwd = await folder();
     port = await freePort();
-    service = await startService(cwd, { PORT: String(port) });
+    service = await startService(cwd, { PORT: String(port), OPENAI_BASE_URL: 'http://127.0.0.1:9/v1' });
   });
   afterAll(async () => {
     await service.stop('SIGKILL');
@@ -182,6 +184,18 @@ describe('the terminal command', () => {
     expect([added.code, added.output]).toEqual([0, expect.stringContaining('ends in 0042')]);
     expect((await cli(['keys', 'list'])).output).toMatch(/openai +Mine +0042 +in use/);
     const [{ id }] = await json('keys', 'list');
+    expect((await cli(['keys', 'test', id])).output).toContain('The provider does not take it: unreachable.');
+    // Nobody listens at the provider's address here: no value is put into use that it did not take.
+    expect(await cli(['keys', 'rotate', id], `${CANARY}-next-4711\n`)).toMatchObject({ code: 1, output: expect.stringContaining('nothing was changed') });
+    expect(await cli(['keys', 'rotate', id, '--no-verify', '--overlap', '1h', '--reason', 'every quarter'], `${CANARY}-next-4711\n`)).toMatchObject({ code: 0, output: expect.stringContaining('Version 2 of Mine, which ends in 4711, is in use.') });
+    expect((await cli(['keys', 'versions', id])).output).toMatch(/2 +4711 +active .*every quarter[^]*1 +0042 +overlap/);
+    expect((await cli(['keys', 'restore', id, '1', '--no-verify'])).output).toContain('Version 3 of Mine, which ends in 0042, is in use.');
+    expect((await cli(['keys', 'rotate', 'everything'])).output).toContain('Say kek, audit-mac, or the id of a provider key.');
+    const second = await jsonOf(['keys', 'add', 'openai', '--no-default', '--expires', '90d', '--rotate-every', '1'], `${CANARY.slice(0, -1)}3\n`);
+    expect((await cli(['keys', 'list', '--rotation-due'])).output).toContain('No provider keys like that.');
+    expect((await cli(['keys', 'list'])).output).toMatch(/openai +openai +0043 +kept +1 /);
+    expect((await cli(['keys', 'default', second.id])).output).toContain('ends in 0043 from now on');
+    expect((await cli(['keys', 'revoke', second.id, '--yes'])).code).toBe(0);
     expect((await cli(['keys', 'revoke', id])).code).toBe(0);
     // A key that was revoked is not replaced by a demonstration.
     const refused = await chat();

@@ -1,9 +1,10 @@
-/** `keyguard keys rotate` and what belongs to it: the keys under which the service seals. */
+/** `keyguard keys rotate` and what belongs to the keys under which the service seals. */
 import { resolve } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
-import { Argument, type Command } from 'commander';
+import type { Command } from 'commander';
 import type { RootKeyConfig } from '../config.ts';
 import { COMMAND, type Api, type Json } from './api.ts';
+import { rotateProviderKey, withReplaceOptions, type ReplaceOptions } from './provider-keys.ts';
 import { askSecret, confirm, CommandError, remark, table, when } from './terminal.ts';
 
 const POLL_MS = 500;
@@ -13,7 +14,11 @@ const KEKS = '/api/operations/keks';
 export interface KeyCommandOptions {
   readonly api: () => Api;
   readonly show: (value: unknown, text: () => string) => void;
+  readonly path: (...parts: readonly string[]) => string;
+  readonly duration: (given: string) => number;
 }
+
+const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 const MIN_PASSPHRASE_CHARACTERS = 16;
 
@@ -46,13 +51,13 @@ async function rotateAuditMacKey(server: Api, wait: boolean, show: KeyCommandOpt
   show(begun, () => (wait ? `${to} has taken over: the next entry is chained under it.` : `${to} is made, and takes over in some seconds. What was chained before is verified with the key of before.`));
 }
 
-export function addKeyCommands(keys: Command, { api, show }: KeyCommandOptions): void {
-  keys
-    .command('rotate')
-    .description('let a new key encryption key take over; every stored value stays readable')
-    .addArgument(new Argument('<what>', 'the key encryption key, or the key that chains the audit log').choices(['kek', 'audit-mac']))
-    .option('--wait', 'until it is done')
-    .action(async (what: string, { wait = false }: { wait?: boolean }) => {
+export function addKeyCommands(keys: Command, { api, show, path, duration }: KeyCommandOptions): void {
+  withReplaceOptions(keys.command('rotate').description('give a provider key a new value, or let a new key take over under which values are sealed or the audit log is chained'), duration)
+    .argument('<what>', 'the id of a provider key; kek for the key encryption key; audit-mac for the key that chains the audit log')
+    .option('--wait', 'of kek and audit-mac: until it is done')
+    .action(async (what: string, { wait = false, ...replacing }: ReplaceOptions & { readonly wait?: boolean }) => {
+      if (UUID.test(what)) return rotateProviderKey({ api, show, path }, what, replacing);
+      if (what !== 'kek' && what !== 'audit-mac') throw new CommandError('Say kek, audit-mac, or the id of a provider key.');
       const server = api();
       if (what === 'audit-mac') return rotateAuditMacKey(server, wait, show);
       let rotation = await server.sendSigned('POST', ROTATIONS);

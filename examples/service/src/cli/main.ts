@@ -9,6 +9,7 @@ import { addAuditCommands } from './audit.ts';
 import { addBackupCommands } from './backup-commands.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addPeopleCommands } from './people-commands.ts';
+import { addProviderKeys } from './provider-keys.ts';
 import { addSecretCommands } from './secrets.ts';
 import { sessionFile } from './session-file.ts';
 import { addSharing } from './sharing.ts';
@@ -246,49 +247,10 @@ function move(device: Json): void {
 addSharing(addSecretCommands(program, { api, show, path, text, wholeNumber, duration }), { api, show, path, duration, wholeNumber });
 
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
-addKeyCommands(keys, { api, show });
+addKeyCommands(keys, { api, show, path, duration });
+addProviderKeys(keys, { api, show, path, text, duration, wholeNumber });
 addPeopleCommands(program, { api, show, duration, askNewPassword });
 addBackupCommands(program, { show });
-
-keys
-  .command('add')
-  .description('store a provider key and use it from now on; its value is asked for, or read from a pipe')
-  .argument('<provider>', 'for instance openai')
-  .option('--name <text>', 'what to call it')
-  .action(async (provider: string, { name }: { name?: string }) => {
-    const server = api();
-    // Before the secret is asked for, so that nobody pastes one for nothing.
-    await server.sendSigned('GET', `${path('api-keys')}?limit=1`);
-    const value = await askSecret(`The ${provider} key`);
-    const stored = await server.sendSigned('POST', path('api-keys'), { provider, value, ...(name !== undefined && { name }) });
-    show(stored, () => `Stored. Devices use the ${provider} key that ends in ${String(stored['last4'])} from now on.`);
-  });
-
-keys
-  .command('list')
-  .description('list provider keys, newest first')
-  .option('--limit <count>', 'at most so many', wholeNumber, 50)
-  .action(async ({ limit }: { limit: number }) => {
-    const rows = await api().list(path('api-keys'), limit);
-    show(rows, () =>
-      rows.length === 0
-        ? `No provider keys yet:  ${COMMAND} keys add openai`
-        : table(
-            ['ID', 'PROVIDER', 'NAME', 'ENDS IN', 'STATE', 'STORED'],
-            rows.map((row) => [text(row['id']), text(row['provider']), text(row['name']), text(row['last4']),
-              row['is_active'] === true ? (row['is_default'] === true ? 'in use' : 'kept') : 'revoked', when(row['created_at'])]),
-          ),
-    );
-  });
-
-keys
-  .command('revoke')
-  .description('never use a provider key again')
-  .argument('<id>')
-  .action(async (id: string) => {
-    const revoked = await api().sendSigned('POST', path('api-keys', id, 'revoke'), {});
-    show(revoked, () => `Revoked. Take it back at ${String(revoked['provider'])} as well: whoever has a copy can still use it there.`);
-  });
 
 addAccess(program, { api, show, path, duration, wholeNumber });
 addAuditCommands(program, { api, show, text, wholeNumber });

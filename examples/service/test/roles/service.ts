@@ -67,6 +67,8 @@ export async function startOn(backend: Backend, environment: Record<string, stri
   const call = caller(() => origin);
   const isPostgres = deployment.environment['DATABASE_URL'] !== undefined;
   const pool = isPostgres ? new pg.Pool({ connectionString: (backend as PostgresBackend).superuserUrl(deployment), max: 2 }) : null;
+  // A server that stops says so to connections that are being closed; nobody else would listen.
+  pool?.on('error', () => {}).on('connect', (client) => client.on('error', () => {}));
   const asSuperuser = async <Row>(text: string, params: readonly unknown[] = []): Promise<SqlResult<Row>> =>
     pool === null ? sql.query<Row>(text, params) : ((await pool.query(text, [...params])) as unknown as SqlResult<Row>);
   const signIn = (email: string): Promise<CallAnswer> => call('POST', '/api/auth/sign-in/email', { body: { email, password: PASSWORD } });
