@@ -3,9 +3,11 @@ import { randomUUID } from 'node:crypto';
 import { isUnavailable, UnavailableError } from '@keyguard/core/errors';
 import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 import { asJobs } from '../db/as-user.ts';
+import { HttpProblem } from '../http/problems.ts';
 import { sealedIn, type SealedRow } from '../secrets/rows.ts';
+import { OF_ROWS } from './newest.ts';
 import type { KeyParts } from './parts.ts';
-import { changeKey, DEFAULT_PROJECT_ID, insertKey, KEYS_SEAM, KEY_COLUMNS, SYSTEM, vouchFor, type KeyRow, type StoredApiKey } from './rows.ts';
+import { changeKey, DEFAULT_PROJECT_ID, insertKey, KEYS_SEAM, KEY_COLUMNS, KEY_COLUMNS_OF_K, SYSTEM, vouchFor, type KeyRow, type StoredApiKey } from './rows.ts';
 import { destroyVersions, insertVersion } from './versions.ts';
 
 const FIRST = 1;
@@ -97,7 +99,11 @@ export function importing(parts: KeyParts): Importing {
             ON CONFLICT (id) DO NOTHING`,
           [DEFAULT_PROJECT_ID, SYSTEM, clock.nowMs()],
         );
-        return tx.query<KeyRow>(`SELECT ${KEY_COLUMNS} FROM keyguard.stored_api_keys WHERE mac IS NULL`);
+        // One of which the log says nothing is nobody's to vouch for.
+        return tx.query<KeyRow>(
+          `SELECT ${KEY_COLUMNS_OF_K} FROM keyguard.stored_api_keys k WHERE k.mac IS NULL
+            AND EXISTS (SELECT FROM keyguard.secret_audit_logs l WHERE l.resource = 'api_key:' || k.id AND ${OF_ROWS})`,
+        );
       });
       for (const row of rows) await adopt(row);
     },
@@ -120,7 +126,10 @@ export function importing(parts: KeyParts): Importing {
         // Another replica that starts with the same environment may have been first.
         if ((await newestOfEnvironment(tx, provider))?.id !== known?.id) return false;
         const revoked = await revokeBefore(tx, provider, now);
-        const displaced = await parts.displaceIn(tx, DEFAULT_PROJECT_ID, provider);
+        const displaced = await parts.displaceIn(tx, DEFAULT_PROJECT_ID, provider).catch((cause: unknown) => {
+          if (!(cause instanceof HttpProblem)) throw cause;
+          throw new UnavailableError(KEYS_SEAM, 'The key that is in use was changed behind our back: start without this one in the environment, and revoke that one first.', { cause });
+        });
         const made = await insertKey(tx, rowMacKey, key);
         await insertVersion(tx, key.id, { version: FIRST, sealed, last4: key.last4, createdBy: SYSTEM, reason: null, verifiedAtMs: null }, now);
         for (const one of revoked) await parts.recordIn(tx, SYSTEM, 'api_key.revoke', one);

@@ -10,8 +10,8 @@ import { KEYS_SEAM, notIntact, type StoredApiKey } from './rows.ts';
 
 const MAX_TRIES = 20;
 
-// In the words of the partial index, which this query is for.
-const OF_ROWS = `action IN ('api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update',
+/** Entries that say in which state the row of a key is; in the words of the partial index, which queries with it are for. */
+export const OF_ROWS = `action IN ('api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update',
     'api_key.set_default', 'api_key.displace', 'api_key.revoke')`;
 
 /** A key as it was read, and the row of the log that was the last about it thereafter. */

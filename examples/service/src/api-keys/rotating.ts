@@ -160,7 +160,10 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
           [now, now - RETIRED_KEPT_MS],
         ),
       );
-      for (const { subject_id: id } of due) await endOne(id, now);
+      const failures: unknown[] = [];
+      // One that was changed in the database is in nobody else's way.
+      for (const { subject_id: id } of due) await endOne(id, now).catch((error: unknown) => failures.push(error));
+      if (failures.length > 0) throw failures[0];
     },
   };
 

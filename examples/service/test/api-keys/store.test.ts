@@ -9,6 +9,10 @@ import type { StoredApiKey } from '../../src/api-keys/rows.ts';
 import type { ApiKeys } from '../../src/api-keys/store.ts';
 import { RETIRED_KEPT_MS, DAY_MS } from '../../src/api-keys/versions.ts';
 import { asJobs, asUser, asVerifier } from '../../src/db/as-user.ts';
+import { keyUses } from '../../src/api-keys/uses.ts';
+import { versionsOfKeys } from '../../src/api-keys/sealing.ts';
+import { readSealed, rewrapRows, writeRewrapped } from '../../src/keys/sealed-tables.ts';
+import { sealedVersions, versionsOfSecrets } from '../../src/secrets/rows.ts';
 import { person } from '../roles/stage.ts';
 import { backends } from '../stage.ts';
 import { ann, AT_ONCE, deviceOf, newKey, openKeyStage, type KeyStage } from './stage.ts';
@@ -330,6 +334,21 @@ describe.each(backends())('provider keys on %s', () => {
     await keys.rotate(ann, monthly.id, value(), AT_ONCE);
     await keys.revoke(ann, usual.id);
     expect(await due(true)).toEqual(ids());
+  });
+
+  it('knows when it was last used, stays as it was written, and opens when its keys were wrapped anew', async () => {
+    const { key, projectId, first } = await made({ baseUrl: `${stage.provider.origin}/v1` });
+    const uses = keyUses(stage.sql);
+    uses.note(key.id);
+    await uses.flush();
+    expect(await keys.get(ann, key.id)).toMatchObject({ lastUsedAtMs: expect.any(Number), revision: 1, intact: true });
+    const table = sealedVersions([versionsOfSecrets(stage.keys.deploymentId), versionsOfKeys(stage.keys.deploymentId)]);
+    const { kek } = stage.keys;
+    const rows = (await asJobs(stage.sql, (tx) => readSealed(tx, table, kek.primaryId(), null, 1000))).filter((row) => row['subject_id'] === key.id);
+    const rewrapped = await rewrapRows(table, rows, kek.one(kek.primaryId()), kek.one(kek.primaryId()));
+    expect(rewrapped.map(({ newWrapped }) => newWrapped !== null)).toEqual([true]);
+    expect(await asJobs(stage.sql, (tx) => writeRewrapped(tx, table, rewrapped, kek.primaryId(), kek.primaryId()))).toBe(1);
+    expect(await used(projectId)).toBe(first);
   });
 
   it('imports what the environment says once, again when it changes, and neither brings a revoked key back nor a value that was rotated', async () => {
