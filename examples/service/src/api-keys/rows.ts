@@ -89,6 +89,11 @@ function fieldsOf(key: Unchecked): readonly RowField[] {
     key.expiresAtMs, key.importTag, key.revision, key.createdAtMs, key.revokedAtMs];
 }
 
+/** The MAC that the row of `key` must bear. */
+export function keyMac(rowMacKey: RowMacKey, key: Unchecked): Promise<Uint8Array> {
+  return rowMac(rowMacKey, KEYS_TABLE, fieldsOf(key));
+}
+
 export async function keyIn(rowMacKey: RowMacKey, row: KeyRow): Promise<StoredApiKey> {
   const key: Unchecked = {
     id: row.id,
@@ -130,7 +135,7 @@ export async function insertKey(tx: SqlTransaction, rowMacKey: RowMacKey, key: U
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)`,
     [key.id, key.projectId, key.ownerId, key.provider, key.name, key.last4, key.source, key.baseUrl, key.options.deployment, key.options.apiVersion,
       key.currentVersion, key.isDefault, key.rotateEveryDays, key.overlapSeconds, key.rotatedAtMs, key.expiresAtMs, key.importTag, key.revision,
-      key.createdAtMs, rowMacKey.keyId, await rowMac(rowMacKey, KEYS_TABLE, fieldsOf(key))],
+      key.createdAtMs, rowMacKey.keyId, await keyMac(rowMacKey, key)],
   );
   return { ...key, intact: true };
 }
@@ -151,7 +156,7 @@ export async function changeKey(tx: SqlTransaction, rowMacKey: RowMacKey, before
       rotated_at_ms = $9, expires_at_ms = $10, revoked_at_ms = $11, revision = $12, mac_key_id = $13, mac = $14
       WHERE id = $1 AND revision = $15 RETURNING 1`,
     [after.id, after.name, after.last4, after.currentVersion, after.isDefault, after.isActive, after.rotateEveryDays, after.overlapSeconds,
-      after.rotatedAtMs, after.expiresAtMs, after.revokedAtMs, after.revision, rowMacKey.keyId, await rowMac(rowMacKey, KEYS_TABLE, fieldsOf(after)),
+      after.rotatedAtMs, after.expiresAtMs, after.revokedAtMs, after.revision, rowMacKey.keyId, await keyMac(rowMacKey, after),
       before.revision],
   );
   if (rows.length === 0) throw new HttpProblem('not_found', 'There is nothing of that id.');
@@ -162,7 +167,7 @@ export async function changeKey(tx: SqlTransaction, rowMacKey: RowMacKey, before
 export async function vouchFor(tx: SqlTransaction, rowMacKey: RowMacKey, before: StoredApiKey, importTag: string | null): Promise<StoredApiKey> {
   const after = { ...before, importTag, revision: before.revision + 1, intact: true };
   await tx.query('UPDATE keyguard.stored_api_keys SET import_tag = $2, revision = $3, mac_key_id = $4, mac = $5 WHERE id = $1 AND revision = $6', [
-    after.id, importTag, after.revision, rowMacKey.keyId, await rowMac(rowMacKey, KEYS_TABLE, fieldsOf(after)), before.revision,
+    after.id, importTag, after.revision, rowMacKey.keyId, await keyMac(rowMacKey, after), before.revision,
   ]);
   return after;
 }

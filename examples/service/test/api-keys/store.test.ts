@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { ProviderKey } from '../../src/llm/routes.ts';
-import type { StoredApiKey } from '../../src/api-keys/rows.ts';
+import { keyIn, keyMac, type KeyRow, type StoredApiKey } from '../../src/api-keys/rows.ts';
 import type { ApiKeys } from '../../src/api-keys/store.ts';
 import { RETIRED_KEPT_MS, DAY_MS } from '../../src/api-keys/versions.ts';
 import { asJobs, asUser, asVerifier } from '../../src/db/as-user.ts';
@@ -150,7 +150,9 @@ describe.each(backends())('provider keys on %s', () => {
     const before = [rotated.first, revoked.first];
     expect([await kept(one), await kept(two)]).toEqual([before, before]);
     const second = value();
-    await Promise.all([keys.rotate(ann, rotated.key.id, second, AT_ONCE), keys.revoke(ann, revoked.key.id)]);
+    await keys.rotate(ann, rotated.key.id, second, AT_ONCE);
+    expect(await kept(one)).toEqual([second, revoked.first]);
+    await keys.revoke(ann, revoked.key.id);
     const sinceMs = performance.now();
     expect(await kept(one)).toEqual([second, null]);
     await vi.waitFor(async () => expect(await kept(two)).toEqual([second, null]), { timeout: 1500, interval: 20 });
@@ -174,21 +176,30 @@ describe.each(backends())('provider keys on %s', () => {
     await write(mine!);
     expect(await used(projectId)).toBe(first);
 
-    // With a MAC that was made for the row as it is now, as whoever has that key could: the seal holds alone.
+    // With a MAC that was made for the row as it is now, as whoever holds that key could: the seal holds alone.
+    const vouch = async (id: string): Promise<void> => {
+      const [row] = await edit<KeyRow>('SELECT * FROM keyguard.stored_api_keys WHERE id = $1', [id]);
+      await edit('UPDATE keyguard.stored_api_keys SET mac = $2 WHERE id = $1', [id, await keyMac(stage.keys.rowMacKey, await keyIn(stage.keys.rowMacKey, row!))]);
+      expect((await keys.get(ann, id)).intact).toBe(true);
+    };
+    const asked = stage.provider.asked.length;
     const columns: [string, unknown, StoredApiKey][] = [
       ['base_url', `${stage.provider.origin}/v1`, key], ['base_url', null, placed.key], ['deployment', 'theirs', placed.key], ['deployment', null, placed.key],
       ['api_version', '2099-01-01', placed.key], ['project_id', other.projectId, key], ['provider', 'anthropic', key], ['current_version', 2, key],
     ];
     for (const [column, changed, { id }] of columns) {
       const [row] = await edit<Record<string, unknown>>('SELECT * FROM keyguard.stored_api_keys WHERE id = $1', [id]);
-      await edit(`UPDATE keyguard.stored_api_keys SET ${column} = $2, is_default = $3 WHERE id = $1`, [id, changed, column !== 'project_id']);
-      const [now] = await edit<{ project_id: string; provider: string }>('SELECT project_id, provider FROM keyguard.stored_api_keys WHERE id = $1', [id]);
-      if (column === 'project_id') await expect(keys.test(ann, id)).rejects.toMatchObject(problem('integrity_failed'));
-      else await expect(used(now!.project_id, now!.provider)).rejects.toMatchObject(unavailable);
-      const shown = (await keys.list(ann, { projectId: now!.project_id }, {})).items.find((item) => item.id === id);
-      expect([column, shown!.intact]).toEqual([column, false]);
-      await edit(`UPDATE keyguard.stored_api_keys SET ${column} = $2, is_default = $3 WHERE id = $1`, [id, row![column], row!['is_default']]);
+      const isVersion = column === 'current_version';
+      await edit(`UPDATE keyguard.stored_api_keys SET ${column} = $2, is_default = false WHERE id = $1`, [id, changed]);
+      if (isVersion) await edit('UPDATE keyguard.secret_versions SET version = 2 WHERE subject_id = $1', [id]);
+      expect([column, (await keys.get(ann, id)).intact]).toEqual([column, false]);
+      await expect(keys.test(ann, id)).rejects.toMatchObject(problem('integrity_failed'));
+      await vouch(id);
+      await expect(keys.test(ann, id), column).rejects.toMatchObject(unavailable);
+      await edit(`UPDATE keyguard.stored_api_keys SET ${column} = $2, is_default = $3, mac = $4 WHERE id = $1`, [id, row![column], row!['is_default'], row!['mac']]);
+      if (isVersion) await edit('UPDATE keyguard.secret_versions SET version = 1 WHERE subject_id = $1', [id]);
     }
+    expect(stage.provider.asked.length).toBe(asked);
     expect([await used(projectId), await used(placed.projectId, 'azure')]).toEqual([first, placed.first]);
   });
 
@@ -234,6 +245,10 @@ describe.each(backends())('provider keys on %s', () => {
     await edit('UPDATE keyguard.stored_api_keys SET mac = NULL, mac_key_id = NULL WHERE id = $1', [key.id]);
     await keys.prepare();
     await expect(used(projectId)).rejects.toMatchObject(unavailable);
+    const untouched = await made();
+    await edit('UPDATE keyguard.stored_api_keys SET mac = NULL, mac_key_id = NULL, name = $2 WHERE id = $1', [untouched.key.id, 'another']);
+    await keys.prepare();
+    await expect(used(untouched.projectId)).rejects.toMatchObject(unavailable);
     // An old version made the one that is in use, beside the row.
     await putBack(now);
     await edit(`UPDATE keyguard.secret_versions SET state = CASE version WHEN 1 THEN 'retired' ELSE state END, overlap_until_ms = NULL, retired_at_ms = CASE version WHEN 1 THEN 1 END WHERE subject_id = $1`, [key.id]);
@@ -373,11 +388,15 @@ describe.each(backends())('provider keys on %s', () => {
     const select = `SELECT subject_id, version FROM keyguard.secret_versions WHERE subject_type = 'api_key' AND subject_id = ANY ($1::text[])`;
     expect((await asUser(stage.sql, 'ann', (tx) => tx.query(select, [[key.id, kept.id]]))).rows).toEqual([]);
     expect((await asVerifier(stage.sql, (tx) => tx.query(select, [[key.id, kept.id]]))).rows).toEqual([{ subject_id: key.id, version: 2 }]);
-    const insert = (id: string, by: string, version: number): Promise<unknown> =>
-      asUser(stage.sql, 'bob', (tx) => tx.query(`INSERT INTO keyguard.secret_versions (subject_type, subject_id, version, ciphertext, wrapped_dek, kek_id, state, created_by, created_at_ms, last4)
-        SELECT 'api_key', $1, $2, '\\x00', '\\x00', id, 'active', $3, 1, 'last' FROM (SELECT $4::text AS id) AS k`, [id, version, by, stage.keys.kek.primaryId()]));
-    await expect(insert(key.id, 'bob', 9)).rejects.toMatchObject({ seam: 'database' });
-    await expect(insert(key.id, 'ann', 9)).rejects.toMatchObject({ seam: 'database' });
+    const insert = (id: string, as: string, by: string): Promise<unknown> =>
+      asUser(stage.sql, as, (tx) => tx.query(`INSERT INTO keyguard.secret_versions (subject_type, subject_id, version, ciphertext, wrapped_dek, kek_id, state, created_by, created_at_ms, last4)
+        SELECT 'api_key', $1, $2, '\\x00', '\\x00', id, 'active', $3, 1, 'last' FROM (SELECT $4::text AS id) AS k`, [id, 9, by, stage.keys.kek.primaryId()]));
+    // With no version that is in its way.
+    await edit('DELETE FROM keyguard.secret_versions WHERE subject_id = $1', [kept.id]);
+    for (const [id, as, by] of [[kept.id, 'bob', 'bob'], [kept.id, 'ann', 'bob'], [randomUUID(), 'ann', 'ann'], [(await keys.revoke(ann, (await made()).key.id)).id, 'ann', 'ann']] as const) {
+      await expect(insert(id, as, by)).rejects.toMatchObject({ seam: 'database' });
+    }
+    await insert(kept.id, 'ann', 'ann');
     for (const [state, more] of [['active', ''], ['destroyed', ', ciphertext = NULL, wrapped_dek = NULL, kek_id = NULL, destroyed_at_ms = 1, overlap_until_ms = NULL']] as const) {
       expect((await asUser(stage.sql, 'ann', (tx) => tx.query(`UPDATE keyguard.secret_versions SET state = '${state}'${more} WHERE subject_id = $1 RETURNING 1`, [key.id]))).rows).toEqual([]);
     }
