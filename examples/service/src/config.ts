@@ -8,6 +8,9 @@ import { parseEnv } from 'node:util';
 import * as z from 'zod';
 import type { TrustedUpstream } from './llm/provider.ts';
 import { PROVIDERS, upstreamOf } from './llm/providers.ts';
+import { LIST_PRICES } from './usage/list-prices.ts';
+import { pricesIn } from './usage/prices-file.ts';
+import type { PriceDocument } from './usage/prices.ts';
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -40,6 +43,8 @@ export interface Config {
   readonly providers: ReadonlyMap<string, { readonly apiKey: string | null; readonly upstream: TrustedUpstream | null }>;
   /** Exact origins to which stored keys with an address of their own may be sent. */
   readonly upstreamOrigins: ReadonlySet<string>;
+  /** The built-in list, or that of `KEYGUARD_PRICES_FILE`. */
+  readonly prices: PriceDocument;
   readonly requestsPerMinute: number;
   readonly enrollmentsPerMinute: number;
   /** Exact origins whose pages may call the proxy and the enrollment routes. */
@@ -231,6 +236,7 @@ const schema = z.object({
   KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
   KEYGUARD_ALLOWED_ORIGINS: originList,
   KEYGUARD_UPSTREAM_ORIGINS: upstreamOriginList,
+  KEYGUARD_PRICES_FILE: z.string().optional(),
   TRUST_PROXY: integer(0, 0, 16),
   LOG_LEVEL: z.enum(LOG_LEVELS, { error: `must be one of ${LOG_LEVELS.join(', ')}` }).default('info'),
 });
@@ -299,9 +305,12 @@ export function readConfig(environment: Environment, folder: string): Config {
     }
   }
   faults.push(...faultsTogether(given));
+  const pricesFile = given['KEYGUARD_PRICES_FILE'];
+  const prices = pricesFile === undefined ? LIST_PRICES : pricesIn(resolve(folder, pricesFile));
+  if ('faults' in prices) faults.push(...prices.faults.map((fault) => `KEYGUARD_PRICES_FILE: ${fault}.`));
   const parsed = schema.safeParse(given);
   if (!parsed.success) faults.push(...parsed.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}.`));
-  if (faults.length > 0 || !parsed.success) throw new ConfigError(faults.toSorted());
+  if (faults.length > 0 || !parsed.success || 'faults' in prices) throw new ConfigError(faults.toSorted());
   const env = parsed.data;
   const dataDir = resolve(folder, env.KEYGUARD_DATA_DIR ?? 'data');
   const providers = new Map(
@@ -335,6 +344,7 @@ export function readConfig(environment: Environment, folder: string): Config {
         : { email: env.KEYGUARD_ADMIN_EMAIL.toLowerCase(), password: env.KEYGUARD_ADMIN_PASSWORD },
     providers,
     upstreamOrigins: env.KEYGUARD_UPSTREAM_ORIGINS,
+    prices,
     oidc:
       env.KEYGUARD_OIDC_ISSUER === undefined || env.KEYGUARD_OIDC_CLIENT_ID === undefined
         ? null

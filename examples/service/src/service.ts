@@ -29,6 +29,11 @@ import { createApiKeys } from './api-keys/store.ts';
 import { keyUpstreams } from './api-keys/upstreams.ts';
 import { keyUses } from './api-keys/uses.ts';
 import { createApp } from './app.ts';
+import { admitting } from './budgets/admitting.ts';
+import { purgeWindows, settleLost } from './budgets/charging.ts';
+import { budgetOperations } from './budgets/operations.ts';
+import { budgetStandings } from './budgets/standings.ts';
+import { createBudgets } from './budgets/store.ts';
 import { checkpointStore } from './audit/checkpoint-store.ts';
 import { createCheckpoints } from './audit/checkpoints.ts';
 import { keptCheckpoints } from './audit/kept.ts';
@@ -67,7 +72,7 @@ import { createIdempotency, sealedReplies } from './http/idempotency.ts';
 import { jsonReader } from './http/json-body.ts';
 import { listen } from './http/listener.ts';
 import { openApiOperations } from './http/openapi.ts';
-import { currentRequest } from './http/request-context.ts';
+import { arrivedAtMs, currentRequest } from './http/request-context.ts';
 import { operationRouter, type Operation } from './http/operations.ts';
 import { openDeploymentKeys } from './keys/hierarchy.ts';
 import { runKekRotation } from './keys/kek-rotation.ts';
@@ -102,6 +107,7 @@ import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
 import type { SettingsDocument } from './settings/schema.ts';
 import { usageOperations, usageReport } from './usage/operations.ts';
+import { priceList } from './usage/prices.ts';
 import { usageProjection } from './usage/projection.ts';
 import { settingsOperations } from './settings/operations.ts';
 
@@ -114,6 +120,9 @@ const USAGE_EVERY_MS = 1000;
 const MAC_KEYS_EVERY_MS = 1000;
 const FLUSH_EVERY_MS = 5_000;
 const REVIEW_EVERY_MS = 500;
+// No call runs so long: an hour is the most, and its end is summed up within seconds.
+const LOST_CALL_MS = 70 * 60_000;
+const WINDOWS_KEPT_MS = 400 * 24 * 60 * 60_000;
 const SETUP_TRIES_PER_MINUTE = 10;
 const LINK_TRIES_PER_MINUTE = 20;
 // A whole office may have one address, and a sign-in has two steps.
@@ -292,11 +301,16 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   }
   const isDemo = demo !== null && !(await apiKeys.hasAny(demonstrated.name));
 
+  const standings = budgetStandings(sql, keys.rowMacKey);
+  const prices = priceList(config.prices);
   const proxy = llmProxy({
     providerKeys: (device, provider) => providers.find(device, provider),
     // An ending is written when its request may be over: it is joined to its beginning by the call's id.
     audit: (event) => (event.type === 'ended' ? audit.recordAsIs(callAuditEntry(event)) : audit.record(callAuditEntry(event))),
     recheck: (keyId, ip) => verifier.recheck(keyId, ip),
+    admit: admitting({ sql, standings, prices, clock, onFault }),
+    price: (provider, tokens) => prices.costOf(provider, tokens.model, tokens),
+    arrivedAtMs,
     onFault,
   });
   undo.push(() => proxy.close());
@@ -353,6 +367,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
+    ...budgetOperations(createBudgets({ sql, rowMacKey, projects, audit, onChanged: () => standings.clear(), clock })),
     ...projectOperations({ sql, projects, assignments }),
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
     ...usageOperations(usage),
@@ -421,6 +436,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   timers.push(every(FLUSH_EVERY_MS, () => uses.flush()), every(FLUSH_EVERY_MS, () => apiKeys.endDue()));
   const projection = usageProjection(sql, { deploymentId: keys.deploymentId, rowMacKey: keys.rowMacKey });
   timers.push(every(USAGE_EVERY_MS, () => projection.tick()));
+  timers.push(every(PURGE_EVERY_MS, () => settleLost(sql, audit, Date.now() - LOST_CALL_MS)), every(PURGE_EVERY_MS, () => purgeWindows(sql, Date.now() - WINDOWS_KEPT_MS)));
   timers.push(every(CHECKPOINTS_EVERY_MS, () => checkpoints.tick()), every(MAC_KEYS_EVERY_MS, () => macRotation.tick()), every(FLUSH_EVERY_MS, () => unknown.flush()));
 
   say(`KeyGuard is at ${origins[0]}, with its data in ${database.embedded ? config.dataDir : 'PostgreSQL'}${redis === null ? '' : ', and its nonces and limits in Redis'}.`);

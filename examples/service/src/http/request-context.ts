@@ -35,7 +35,7 @@ export function noteSession(sessionId: string): void {
   if (request !== undefined) request.session.id = sessionId;
 }
 
-const ids = new WeakMap<Request, string>();
+const known = new WeakMap<Request, { readonly requestId: string; readonly arrivedMs: number }>();
 const ID_BYTES = 12;
 // Drawn for many ids at once: a call of the generator costs more than all else here.
 const drawn = Buffer.alloc(ID_BYTES * 256);
@@ -52,13 +52,18 @@ function newRequestId(): string {
 
 /** The id of `request`, which stands in its answer as `x-request-id`. */
 export function requestIdOf(request: Request): string {
-  return ids.get(request) ?? 'unknown';
+  return known.get(request)?.requestId ?? 'unknown';
+}
+
+/** When the head of `request` had come, by the monotonic clock. */
+export function arrivedAtMs(request: Request): number {
+  return known.get(request)?.arrivedMs ?? performance.now();
 }
 
 /** Gives every request an id of ours; one that a client sends is not looked at. */
 export const requestContext: RequestHandler = (request, response, next) => {
   const requestId = newRequestId();
-  ids.set(request, requestId);
+  known.set(request, { requestId, arrivedMs: performance.now() });
   response.setHeader('x-request-id', requestId);
   storage.run({ requestId, ip: request.ip ?? null, session: { id: null }, refusal: { isOnRecord: false } }, () => next());
 };

@@ -5,7 +5,7 @@
  */
 import type { Failure } from './failures.ts';
 import { count, member, parsed, text } from './metering.ts';
-import type { Meter, Provider } from './provider.ts';
+import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/anthropic/';
 
@@ -24,6 +24,10 @@ function errorBody({ status, code, message }: Failure): string {
   return JSON.stringify({ type: 'error', error: { type, message, code } });
 }
 
+function asks(rest: string, body: unknown): Asked {
+  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'v1/messages/count_tokens' ? 0 : count(member(body, 'max_tokens')) };
+}
+
 /** Messages, streamed or whole; whatever else is asked for is not metered by tokens. */
 function meter(rest: string): Meter {
   const isMessage = rest === 'v1/messages';
@@ -31,6 +35,8 @@ function meter(rest: string): Meter {
   let model: string | null = null;
   let inputTokens: number | null = null;
   let outputTokens: number | null = null;
+  let cachedInputTokens: number | null = null;
+  let cacheWriteTokens: number | null = null;
 
   function look(message: unknown): void {
     model = text(member(message, 'model')) ?? model;
@@ -38,7 +44,9 @@ function meter(rest: string): Meter {
     const input = count(member(usage, 'input_tokens'));
     // What is written to the cache or read from it is counted beside the rest, and is input all the same.
     if (input !== null) {
-      inputTokens = input + (count(member(usage, 'cache_creation_input_tokens')) ?? 0) + (count(member(usage, 'cache_read_input_tokens')) ?? 0);
+      cacheWriteTokens = count(member(usage, 'cache_creation_input_tokens'));
+      cachedInputTokens = count(member(usage, 'cache_read_input_tokens'));
+      inputTokens = input + (cacheWriteTokens ?? 0) + (cachedInputTokens ?? 0);
     }
     // Each count of output stands for everything so far.
     outputTokens = count(member(usage, 'output_tokens')) ?? outputTokens;
@@ -54,7 +62,7 @@ function meter(rest: string): Meter {
     },
     answer: isMessage ? look : () => {},
     isWhole: () => (isMessage ? isDone : null),
-    usage: () => ({ model, inputTokens, outputTokens }),
+    usage: () => ({ model, inputTokens, outputTokens, cachedInputTokens, cacheWriteTokens }),
   };
 }
 
@@ -76,5 +84,6 @@ export const anthropic: Provider = Object.freeze({
   probe: () => ({ rest: 'v1/models', query: 'limit=1', headers: { 'anthropic-version': '2023-06-01' } }),
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `event: error\ndata: ${errorBody(failure)}\n\n`,
+  asks,
   meter,
 });

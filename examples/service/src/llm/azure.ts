@@ -4,13 +4,14 @@
  * @see https://learn.microsoft.com/azure/ai-services/openai/reference
  */
 import type { Failure } from './failures.ts';
-import { openaiErrorBody, openaiErrorEvent, openaiMeter } from './openai.ts';
-import type { KeyOptions, Provider } from './provider.ts';
+import { openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter } from './openai.ts';
+import type { Asked, KeyOptions, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/azure/';
 // Lists of models have one version for all deployments: the oldest that is generally available and still served.
 const PROBE_VERSION = '2024-10-21';
 const DEPLOYMENTS = 'openai/deployments/';
+const DEPLOYMENT = /^openai\/deployments\/([^/]+)\//;
 const ROOTS = /^openai\/(?:v1|deployments\/[^/]+)\//;
 
 /** The path below the version or the deployment, or `null` for what is neither. */
@@ -49,5 +50,10 @@ export const azure: Provider = Object.freeze({
   },
   errorBody: openaiErrorBody,
   errorEvent: (rest: string, failure: Failure) => openaiErrorEvent(below(rest) ?? rest, failure),
+  asks(rest: string, body: unknown): Asked {
+    const asked = openaiAsks(below(rest) ?? rest, body);
+    // There the path decides, whatever the body says.
+    return { ...asked, model: DEPLOYMENT.exec(rest)?.[1] ?? asked.model };
+  },
   meter: (rest: string) => openaiMeter(below(rest) ?? rest),
 });

@@ -6,7 +6,10 @@
  * the same, as the provider has done (and billed) its work: the call is on record, and an entry without an ending says that its
  * outcome is not known.
  */
-import type { AuditEntry, Device } from '@keyguard/core/seams';
+import type { AuditEntry, Device, JsonValue } from '@keyguard/core/seams';
+import type { Cost } from '../usage/prices.ts';
+import { estimatedInput, estimatedOutput } from '../usage/estimates.ts';
+import type { Charge } from './allowance.ts';
 import type { FailureCode } from './failures.ts';
 import type { CallEnding } from './forward.ts';
 import type { Usage } from './provider.ts';
@@ -30,12 +33,48 @@ export interface Call {
 export type CallEvent =
   | (Call & { readonly type: 'started' })
   | (Call & { readonly type: 'refused'; readonly code: FailureCode; readonly status: number })
-  | (Call & CallEnding & { readonly type: 'ended'; readonly durationMs: number });
+  | (Call & CallEnding & CallCost & { readonly type: 'ended'; readonly durationMs: number });
+
+/** What a call cost. */
+export interface CallCost {
+  /** By the list of prices; `null` where it has none for the model, or nothing was reported. */
+  readonly cost: Cost | null;
+  /** What budgets are charged with; `null` where none binds the call. */
+  readonly charge: Charge | null;
+}
 
 const MAX_PATH_CHARACTERS = 1024;
 
-function tokensOf({ inputTokens, outputTokens }: Usage): { readonly input_tokens?: number; readonly output_tokens?: number } {
-  return { ...(inputTokens !== null && { input_tokens: inputTokens }), ...(outputTokens !== null && { output_tokens: outputTokens }) };
+type Members = Readonly<Record<string, JsonValue>>;
+
+const isSet = (value: number | null): value is number => value !== null && value > 0;
+
+/** As the provider reported it; what it did not is left out. */
+function usageMembers({ model, inputTokens, outputTokens, cachedInputTokens, cacheWriteTokens }: Usage): Members {
+  return {
+    ...(model !== null && { model }),
+    ...(inputTokens !== null && { input_tokens: inputTokens }),
+    ...(outputTokens !== null && { output_tokens: outputTokens }),
+    ...(isSet(cachedInputTokens) && { cached_input_tokens: cachedInputTokens }),
+    ...(isSet(cacheWriteTokens) && { cache_write_tokens: cacheWriteTokens }),
+  };
+}
+
+/** What is not as it should be about the figures of a call that was answered. Of an error nothing is billed, and of a list of models neither. */
+function marks({ method, requestBytes, outcome, status, usage, responseBytes, isStream }: Call & CallEnding): Members {
+  if (status === null || status < 200 || status >= 300) return {};
+  const isUnknown = method === 'POST' && (usage?.inputTokens ?? null) === null && (usage?.outputTokens ?? null) === null;
+  return {
+    ...(outcome !== 'completed' && { partial: true }),
+    ...(isUnknown && { usage_unknown: true, estimated_tokens: estimatedInput(requestBytes) + estimatedOutput(responseBytes, isStream) }),
+  };
+}
+
+function costMembers({ cost, charge }: CallCost): Members {
+  return {
+    ...(cost !== null && { cost_micros: cost.micros, price_source: cost.source }),
+    ...(charge !== null && { charged_tokens: charge.tokens, charged_cost_micros: charge.costMicros, ...(charge.isEstimated && { charge_estimated: true }) }),
+  };
 }
 
 /** The audit entry of an event: `llm.call`, `llm.call_refused` or `llm.call_ended`. */
@@ -68,8 +107,9 @@ export function callAuditEntry(event: CallEvent): AuditEntry {
         request_bytes: requestBytes,
         response_bytes: responseBytes,
         duration_ms: durationMs,
-        // As the provider reported them; left out where it did not.
-        ...(usage !== null && { ...(usage.model !== null && { model: usage.model }), ...tokensOf(usage) }),
+        ...(usage !== null && usageMembers(usage)),
+        ...marks(event),
+        ...costMembers(event),
       };
     }
   }

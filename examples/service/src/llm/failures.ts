@@ -41,6 +41,8 @@ const FAILURES = {
     shouldRetry: false,
     message: 'KeyGuard hands on no WebSockets and no other upgrades: use the HTTP form of this call, with server-sent events.',
   },
+  budget_exceeded: { status: 429, message: 'A budget has no room for this call.' },
+  price_unknown: { status: 403, shouldRetry: false, message: 'A budget in money binds this device, and the prices of this provider are not known.' },
   provider_key_missing: { status: 403, shouldRetry: false, message: 'This device may use no key of this provider.' },
   provider_key_expired: {
     status: 403,

@@ -78,6 +78,8 @@ export interface CallEnding {
   readonly status: number | null;
   /** Bytes of the provider's body that were handed on. */
   readonly responseBytes: number;
+  /** Whether they are server-sent events. */
+  readonly isStream: boolean;
   /** What the provider reported so far; `null` where no answer of it was read. */
   readonly usage: Usage | null;
 }
@@ -183,7 +185,7 @@ function forwardOne(
   const settle = (outcome: CallOutcome, status: number | null): Promise<void> => {
     clearTimeout(wholeCall);
     clearTimeout(patience);
-    recorded = recordEnd({ outcome, status, responseBytes, usage: meter?.usage() ?? null });
+    recorded = recordEnd({ outcome, status, responseBytes, isStream: gate !== undefined, usage: meter?.usage() ?? null });
     return recorded;
   };
 

@@ -4,8 +4,8 @@
  * @see https://ai.google.dev/api
  */
 import type { Failure, FailureCode } from './failures.ts';
-import { count, member, parsed, text } from './metering.ts';
-import type { Meter, Provider } from './provider.ts';
+import { bound, count, member, parsed, text } from './metering.ts';
+import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/google/';
 
@@ -53,12 +53,21 @@ function refusal(rest: string, query: string): FailureCode | null {
   return null;
 }
 
+const modelOf = (rest: string): string | null => /\/models\/([^/:]+):/.exec(`/${rest}`)?.[1] ?? null;
+
+function asks(rest: string, body: unknown): Asked {
+  if (/:(?:countTokens|embedContent|batchEmbedContents)$/.test(rest)) return { model: modelOf(rest), maxOutputTokens: 0 };
+  const config = member(body, 'generationConfig');
+  return { model: modelOf(rest), maxOutputTokens: bound(count(member(config, 'maxOutputTokens')), member(config, 'candidateCount')) };
+}
+
 function meter(rest: string): Meter {
   const isStream = rest.endsWith(':streamGenerateContent');
   let isDone = false;
-  let model: string | null = /\/models\/([^/:]+):/.exec(`/${rest}`)?.[1] ?? null;
+  let model = modelOf(rest);
   let inputTokens: number | null = null;
   let outputTokens: number | null = null;
+  let cachedInputTokens: number | null = null;
 
   function look(value: unknown): void {
     model = text(member(value, 'modelVersion')) ?? model;
@@ -67,6 +76,7 @@ function meter(rest: string): Meter {
     if (prompt === null) return;
     // Each count stands for everything so far; thoughts are billed as output, and what tools brought in as input.
     inputTokens = prompt + (count(member(usage, 'toolUsePromptTokenCount')) ?? 0);
+    cachedInputTokens = count(member(usage, 'cachedContentTokenCount')) ?? cachedInputTokens;
     outputTokens = (count(member(usage, 'candidatesTokenCount')) ?? 0) + (count(member(usage, 'thoughtsTokenCount')) ?? 0);
   }
 
@@ -85,7 +95,7 @@ function meter(rest: string): Meter {
       else look(value);
     },
     isWhole: () => (isStream ? isDone : null),
-    usage: () => ({ model, inputTokens, outputTokens }),
+    usage: () => ({ model, inputTokens, outputTokens, cachedInputTokens, cacheWriteTokens: null }),
   };
 }
 
@@ -110,5 +120,6 @@ export const google: Provider = Object.freeze({
   probe: () => ({ rest: 'v1beta/models', query: 'pageSize=1', headers: {} }),
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `data: ${errorBody(failure)}\n\n`,
+  asks,
   meter,
 });

@@ -22,6 +22,11 @@ export function count(value: unknown): number | null {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 1e12 ? value : null;
 }
 
+/** The sum of what each of `times` answers may take; `null` where no bound is named. */
+export function bound(each: number | null, times: unknown): number | null {
+  return each === null ? null : each * Math.max(1, Math.min(count(times) ?? 1, 1000));
+}
+
 /** The value of a JSON text; `undefined` for what is none. */
 export function parsed(json: string): unknown {
   try {

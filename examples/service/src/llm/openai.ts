@@ -4,8 +4,8 @@
  * @see https://platform.openai.com/docs/api-reference
  */
 import type { Failure } from './failures.ts';
-import { count, member, parsed, text } from './metering.ts';
-import type { Meter, Provider } from './provider.ts';
+import { bound, count, member, parsed, text } from './metering.ts';
+import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/openai/v1/';
 
@@ -32,6 +32,12 @@ export function openaiErrorEvent(rest: string, failure: Failure): string {
   return `data: ${openaiErrorBody(failure)}\n\n`;
 }
 
+/** The newer APIs say output, the older ones completion; an embedding has none. */
+export function openaiAsks(rest: string, body: unknown): Asked {
+  const most = count(member(body, 'max_output_tokens')) ?? count(member(body, 'max_completion_tokens')) ?? count(member(body, 'max_tokens'));
+  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'embeddings' || rest === 'moderations' ? 0 : bound(most, member(body, 'n')) };
+}
+
 const LAST_OF_RESPONSE = new Set(['response.completed', 'response.incomplete', 'response.failed', 'response.cancelled', 'error']);
 
 /** Chat completions, completions, responses, embeddings, images and transcriptions, by `rest` as in {@link openaiErrorEvent}. */
@@ -42,12 +48,15 @@ export function openaiMeter(rest: string): Meter {
   let model: string | null = null;
   let inputTokens: number | null = null;
   let outputTokens: number | null = null;
+  let cachedInputTokens: number | null = null;
 
   function look(value: unknown): void {
     model = text(member(value, 'model')) ?? model;
     const usage = member(value, 'usage');
     // The newer APIs say input and output, the older ones prompt and completion.
     inputTokens = count(member(usage, 'input_tokens')) ?? count(member(usage, 'prompt_tokens')) ?? inputTokens;
+    const details = member(usage, 'input_tokens_details') ?? member(usage, 'prompt_tokens_details');
+    cachedInputTokens = count(member(details, 'cached_tokens')) ?? cachedInputTokens;
     // An embedding reports its input alone, because there is no output of tokens.
     outputTokens = count(member(usage, 'output_tokens')) ?? count(member(usage, 'completion_tokens')) ?? outputTokens ?? (rest === 'embeddings' && inputTokens !== null ? 0 : null);
   }
@@ -68,7 +77,7 @@ export function openaiMeter(rest: string): Meter {
     },
     answer: look,
     isWhole: () => (endsWithDone || isResponse ? isDone : null),
-    usage: () => ({ model, inputTokens, outputTokens }),
+    usage: () => ({ model, inputTokens, outputTokens, cachedInputTokens, cacheWriteTokens: null }),
   };
 }
 
@@ -90,5 +99,6 @@ export const openai: Provider = Object.freeze({
   probe: () => ({ rest: 'models', query: '', headers: {} }),
   errorBody: openaiErrorBody,
   errorEvent: openaiErrorEvent,
+  asks: openaiAsks,
   meter: openaiMeter,
 });

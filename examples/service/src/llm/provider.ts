@@ -10,6 +10,9 @@ export interface Usage {
   readonly model: string | null;
   readonly inputTokens: number | null;
   readonly outputTokens: number | null;
+  /** Of the input, what came out of a cache and what was put into one, which have prices of their own. */
+  readonly cachedInputTokens: number | null;
+  readonly cacheWriteTokens: number | null;
 }
 
 /** Reads one call's answer as it passes. Everything that it is given is untrusted, and nothing makes it throw. */
@@ -23,6 +26,13 @@ export interface Meter {
   /** Whether the stream came to the end that every whole stream of its kind comes to; `null` where there is no such end. */
   isWhole(): boolean | null;
   usage(): Usage;
+}
+
+/** What a call says of what it will use, as far as a budget wants to know; `null` for what it does not say. */
+export interface Asked {
+  readonly model: string | null;
+  /** Of all its answers together. */
+  readonly maxOutputTokens: number | null;
 }
 
 /** What a stored key may say beside its value, where its provider's keys may. */
@@ -87,6 +97,8 @@ export interface Provider {
   errorBody(failure: Failure): string;
   /** The event that ends a broken stream, so that the provider's own SDK raises; with its blank line. */
   errorEvent(rest: string, failure: Failure): string;
+  /** What a call of that path asks for; `body` is the value of its JSON, or `undefined` where it is none. Untrusted, and nothing makes it throw. */
+  asks(rest: string, body: unknown): Asked;
   /** A meter for one call of that path. */
   meter(rest: string): Meter;
 }

@@ -4,6 +4,7 @@
  * alone.
  */
 import { randomUUID } from 'node:crypto';
+import type { OutgoingHttpHeaders } from 'node:http';
 import type { Request, RequestHandler, Response } from 'express';
 import { sendProblem, verifiedRequest, type RejectionSender } from '@keyguard/adapters-express';
 import { isFieldValue } from '@keyguard/core/canonical';
@@ -11,10 +12,13 @@ import { isRejected, isUnavailable, UnavailableError, UsageError } from '@keygua
 import type { Clock, Device } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import type { VerifiedRequest } from '@keyguard/server-verifier';
+import type { Cost } from '../usage/prices.ts';
+import type { Admit } from './allowance.ts';
 import type { Call, CallEvent } from './call-events.ts';
 import { failure, sendErrorBody, sendFailure, type FailureCode } from './failures.ts';
 import { createForwarder, DEFAULT_FORWARD_LIMITS, type CallEnding, type Forwarding, type ForwardLimits, type OutgoingCall } from './forward.ts';
-import type { KeyOptions, Provider, TrustedUpstream } from './provider.ts';
+import { limitFields, requestLimit } from './limit-fields.ts';
+import type { KeyOptions, Provider, TrustedUpstream, Usage } from './provider.ts';
 import { dialectOf, findRoute, type ProviderRoute } from './providers.ts';
 
 /** A provider key, and the one place where it may be sent. */
@@ -46,6 +50,12 @@ export interface LlmProxyOptions {
    * anything else where nobody can tell. As `verifier.recheck` does.
    */
   readonly recheck: (keyId: string, ip: string | null) => Promise<unknown>;
+  /** Whether budgets have room for a call; left out where there are no budgets. See `allowance.ts`. */
+  readonly admit?: Admit;
+  /** What the tokens cost that a provider reported; left out where nobody asks. */
+  readonly price?: (provider: string, usage: Usage) => Cost | null;
+  /** When the request behind an answer began to arrive, by the monotonic clock; left out: when it was verified. */
+  readonly arrivedAtMs?: (request: Request) => number;
   /** Told of what an operator must look into and no client is told: errors of the two functions above, and mistakes here. */
   readonly onFault: (error: unknown) => void;
   readonly limits?: Partial<LlmProxyLimits>;
@@ -112,7 +122,7 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** @throws UsageError `invalid_option` */
 export function llmProxy(options: LlmProxyOptions): LlmProxy {
-  const { providerKeys, audit, recheck, onFault, clock = systemClock } = options;
+  const { providerKeys, audit, recheck, onFault, admit = async () => null, price = () => null, arrivedAtMs = () => performance.now(), clock = systemClock } = options;
   const limits = checkLimits({ ...DEFAULT_FORWARD_LIMITS, seamTimeoutMs: 2000, ...options.limits });
   const forwarder = createForwarder(limits);
   const running = new Set<RunningCall>();
@@ -123,8 +133,11 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
   /** Answers the call; resolves when its response is closed and its ending recorded. */
   async function serve(exchange: Exchange, control: RunningCall): Promise<void> {
     const { verified, route, request, response } = exchange;
-    const { provider } = route;
+    const { provider, rest } = route;
     const { device, method, path } = verified;
+    const arrivedMs = arrivedAtMs(request);
+    const rate = requestLimit(verified.rate);
+    setFields(response, limitFields([rate], clock.nowMs()));
     let call: Call = { callId: randomUUID(), device, provider: provider.name, apiKeyId: null, requestBytes: verified.body.length, method, path, startedAtMs: clock.nowMs() };
     let cutBy: FailureCode | null = null;
     control.end = (code) => {
@@ -137,7 +150,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       sendFailure(response, provider, failed);
     };
     if (!METHODS.has(method)) return refuse('method_not_allowed');
-    const refusal = provider.refusal(route.rest, verified.query);
+    const refusal = provider.refusal(rest, verified.query);
     if (refusal !== null) return refuse(refusal);
     const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
     if (response.destroyed) return;
@@ -145,21 +158,44 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     if ('refusedBy' in key) return refuse(key.refusedBy);
     call = { ...call, apiKeyId: key.apiKeyId };
     const deployment = key.options?.deployment ?? null;
-    if (deployment !== null && provider.confinement?.serves(route.rest, deployment) !== true) return refuse('deployment_not_allowed');
+    if (deployment !== null && provider.confinement?.serves(rest, deployment) !== true) return refuse('deployment_not_allowed');
 
-    await append({ ...call, type: 'started' });
+    const admission = await answered('budgets', limits.seamTimeoutMs, () => admit({ callId: call.callId, device, provider, rest, method, body: verified.body }));
+    if (admission !== null) setFields(response, limitFields([rate, ...admission.limits], clock.nowMs()));
+    if (admission !== null && 'refusedBy' in admission) {
+      if (admission.retryAtMs !== null) comeAgain(response, admission.retryAtMs - clock.nowMs());
+      return refuse(admission.refusedBy, admission.message);
+    }
+    let charge = admission?.charge ?? null;
+    /** Nothing is sent after all. */
+    const takeBack = async (): Promise<void> => {
+      charge = null;
+      await admission?.takeBack();
+    };
+
+    try {
+      await append({ ...call, type: 'started' });
+    } catch (error) {
+      await takeBack();
+      throw error;
+    }
     const recordEnd = async (ending: CallEnding): Promise<void> => {
       const withinMs = ending.outcome === 'device_unvouched' ? UNVOUCHED_RECORD_MS : limits.seamTimeoutMs;
       try {
-        await append({ ...call, ...ending, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs }, withinMs);
+        const cost = ending.usage === null ? null : price(provider.name, ending.usage);
+        await append({ ...call, ...ending, cost, charge: charge?.(ending) ?? null, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs }, withinMs);
       } catch (error) {
         onFault(error);
       }
     };
-    if (response.destroyed) return recordEnd({ outcome: 'client_left', status: null, responseBytes: 0, usage: null });
+    if (response.destroyed) {
+      await takeBack();
+      return recordEnd({ ...NOTHING_CAME, outcome: 'client_left', status: null });
+    }
     if (cutBy !== null) {
       const failed = failure(cutBy);
-      await recordEnd({ outcome: cutBy, status: failed.status, responseBytes: 0, usage: null });
+      await takeBack();
+      await recordEnd({ ...NOTHING_CAME, outcome: cutBy, status: failed.status });
       sendFailure(response, provider, failed);
       return;
     }
@@ -169,9 +205,11 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       forwarding = forwarder.forward(outgoing, response, recordEnd);
     } catch (error) {
       // Nothing was sent: for instance a stored key that no header can hold.
-      await recordEnd({ outcome: 'internal_error', status: failure('internal_error').status, responseBytes: 0, usage: null });
+      await takeBack();
+      await recordEnd({ ...NOTHING_CAME, outcome: 'internal_error', status: failure('internal_error').status });
       throw error;
     }
+    response.setHeader('x-keyguard-overhead-ms', (performance.now() - arrivedMs).toFixed(2));
     control.end = forwarding.end;
     return forwarding.done;
   }
@@ -270,6 +308,19 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       return { runningCalls: running.size, upstreamSockets: used, keptSockets: kept };
     },
   };
+}
+
+const NOTHING_CAME = { responseBytes: 0, isStream: false, usage: null } as const;
+// Clients wait so long by themselves; for the end of a day they are told not to.
+const WAITED_FOR_MS = 60_000;
+
+function setFields(response: Response, fields: OutgoingHttpHeaders): void {
+  for (const name in fields) response.setHeader(name, fields[name]!);
+}
+
+function comeAgain(response: Response, inMs: number): void {
+  response.setHeader('retry-after', String(Math.max(1, Math.ceil(inMs / 1000))));
+  if (inMs > WAITED_FOR_MS) response.setHeader('x-should-retry', 'false');
 }
 
 function checkLimits(limits: LlmProxyLimits): LlmProxyLimits {

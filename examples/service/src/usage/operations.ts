@@ -60,6 +60,8 @@ const usage = z
     errors: z.int().describe('Refused by the provider, broken, or left by the caller.'),
     input_tokens: z.int().describe('As the providers reported them.'),
     output_tokens: z.int().describe('As the providers reported them.'),
+    cost_micros: z.int().describe('Millionths of a US dollar, by the list of prices.'),
+    unpriced_requests: z.int().describe('Tokens were reported, and the list has no price of the model: what they cost is not known, and in no figure.'),
     unreported_requests: z.int().describe('Answered, and the provider reported no tokens.'),
     estimated_tokens: z.int().describe('What those may have been, by their bytes. An estimate, and in none of the other figures.'),
     partial_requests: z.int().describe('Ended before the answer did: their tokens are what had been reported by then.'),
@@ -75,7 +77,7 @@ export const usageAnswer = { description: 'One row for each group, the one with 
 /** Sums up what `principal` may see. @throws HttpProblem `invalid_request` */
 export type UsageReport = (principal: Principal, asked: z.infer<typeof query>) => Promise<object>;
 
-type Row = { readonly [name in Group]?: unknown } & Readonly<Record<'requests' | 'errors' | 'input_tokens' | 'output_tokens' | 'unreported_requests' | 'estimated_tokens' | 'partial_requests' | 'duration_ms', unknown>> & {
+type Row = { readonly [name in Group]?: unknown } & Readonly<Record<'requests' | 'errors' | 'input_tokens' | 'output_tokens' | 'cost_micros' | 'unpriced_requests' | 'unreported_requests' | 'estimated_tokens' | 'partial_requests' | 'duration_ms', unknown>> & {
   readonly durations: readonly unknown[];
 };
 
@@ -87,7 +89,8 @@ export function usageReport(sql: SqlClient): UsageReport {
     const { rows } = await asUser(sql, principal.userId, (tx) =>
       tx.query<Row>(
         `SELECT ${groups.map((name) => `${GROUPS[name]} AS ${name}`).join(', ')}, sum(requests) AS requests, sum(errors) AS errors,
-            sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(unreported_requests) AS unreported_requests,
+            sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_micros) AS cost_micros,
+            sum(unpriced_requests) AS unpriced_requests, sum(unreported_requests) AS unreported_requests,
             sum(estimated_tokens) AS estimated_tokens, sum(partial_requests) AS partial_requests, sum(duration_ms) AS duration_ms,
             ARRAY[${[...DURATION_BOUNDS_MS, 0].map((_, i) => `sum(durations[${i + 1}])`).join(', ')}]::bigint[] AS durations
           FROM keyguard.key_usage_analytics
@@ -107,7 +110,7 @@ export function usageOperations(report: UsageReport): readonly Operation[] {
     operation(
       {
         id: 'getUsage', action: 'usage.read', method: 'get', path: '/api/analytics/usage', tag: 'Usage', access: 'usage:read',
-        summary: 'Sum up calls and tokens',
+        summary: 'Sum up calls, tokens and cost',
         description: 'One\'s own devices; all of them for administrators; those of a project for holders of `usage:read` in it. At most a second behind the audit log.',
         query,
         answers: { 200: usageAnswer },
@@ -125,6 +128,8 @@ function usageJson(row: Row, groups: readonly Group[]): object {
     errors: integer(row.errors),
     input_tokens: integer(row.input_tokens),
     output_tokens: integer(row.output_tokens),
+    cost_micros: integer(row.cost_micros),
+    unpriced_requests: integer(row.unpriced_requests),
     unreported_requests: integer(row.unreported_requests),
     estimated_tokens: integer(row.estimated_tokens),
     partial_requests: integer(row.partial_requests),

@@ -1,10 +1,12 @@
 /**
  * Sums up the audit log's ended calls by the hour. It reads each entry once, in the transaction that says how far it has come: so
  * what it says is what the log says, to the token, whatever is killed and however many replicas run it. It is at most a second late.
+ * In the same transaction budgets are charged with what the entry says, so that they count each call once too.
  */
 import { fromUtf8 } from '@keyguard/core/bytes';
 import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
 import { listChains, type ChainKey } from '../audit/chains.ts';
+import { settle, type Settlement } from '../budgets/charging.ts';
 import { asJobs } from '../db/as-user.ts';
 import { bytesOf, integer } from '../db/values.ts';
 
@@ -13,8 +15,6 @@ const HOUR_MS = 3_600_000;
 const BATCH = 250;
 /** Up to how many milliseconds a call took to be counted in each place; the last place has the rest. */
 export const DURATION_BOUNDS_MS: readonly number[] = Object.freeze([100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000]);
-// A rule of thumb for English text in every tokenizer.
-const BYTES_PER_TOKEN = 4;
 
 /** What one ended call adds. */
 export interface CallUsage {
@@ -28,6 +28,9 @@ export interface CallUsage {
   readonly isError: boolean;
   readonly inputTokens: number;
   readonly outputTokens: number;
+  readonly costMicros: number;
+  /** Tokens were reported, and the list of prices did not have the model. */
+  readonly isUnpriced: boolean;
   readonly isUnreported: boolean;
   readonly estimatedTokens: number;
   readonly isPartial: boolean;
@@ -44,7 +47,6 @@ export function usageOf(entry: Readonly<Record<string, unknown>>): CallUsage | n
   const status = typeof entry['status'] === 'number' ? entry['status'] : 0;
   const isAnswered = status >= 200 && status < 300;
   const isReported = typeof entry['input_tokens'] === 'number' || typeof entry['output_tokens'] === 'number';
-  const bytes = count(entry['request_bytes']) + count(entry['response_bytes']);
   return {
     bucketMs: Math.floor(endedAtMs / HOUR_MS) * HOUR_MS,
     projectId: text(entry['project_id']),
@@ -56,20 +58,28 @@ export function usageOf(entry: Readonly<Record<string, unknown>>): CallUsage | n
     isError: entry['outcome'] !== 'success' || !isAnswered,
     inputTokens: count(entry['input_tokens']),
     outputTokens: count(entry['output_tokens']),
-    // Of an error nothing is billed, and of a list of models neither.
-    isUnreported: isAnswered && !isReported && entry['method'] === 'POST',
-    estimatedTokens: isAnswered && !isReported && entry['method'] === 'POST' ? Math.ceil(bytes / BYTES_PER_TOKEN) : 0,
-    isPartial: isAnswered && entry['code'] !== 'completed',
+    costMicros: count(entry['cost_micros']),
+    isUnpriced: isReported && typeof entry['cost_micros'] !== 'number',
+    isUnreported: entry['usage_unknown'] === true,
+    estimatedTokens: count(entry['estimated_tokens']),
+    isPartial: entry['partial'] === true,
     durationMs: count(entry['duration_ms']),
   };
 }
 
+/** What budgets are charged with by an entry `llm.call_ended`; `null` where none bound the call. */
+function settlementOf(entry: Readonly<Record<string, unknown>>): Settlement | null {
+  if (typeof entry['charged_tokens'] !== 'number') return null;
+  return { callId: text(entry['call_id']), tokens: count(entry['charged_tokens']), costMicros: count(entry['charged_cost_micros']) };
+}
+
 const UPSERT = `INSERT INTO keyguard.key_usage_analytics AS k (bucket_ms, project_id, owner_id, device_id, api_key_id, provider, model, requests, errors,
-    input_tokens, output_tokens, unreported_requests, estimated_tokens, partial_requests, duration_ms, durations)
-  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16::bigint[])
+    input_tokens, output_tokens, cost_micros, unpriced_requests, unreported_requests, estimated_tokens, partial_requests, duration_ms, durations)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::bigint[])
   ON CONFLICT (bucket_ms, project_id, device_id, owner_id, api_key_id, provider, model) DO UPDATE SET
     requests = k.requests + excluded.requests, errors = k.errors + excluded.errors, input_tokens = k.input_tokens + excluded.input_tokens,
-    output_tokens = k.output_tokens + excluded.output_tokens, unreported_requests = k.unreported_requests + excluded.unreported_requests,
+    output_tokens = k.output_tokens + excluded.output_tokens, cost_micros = k.cost_micros + excluded.cost_micros,
+    unpriced_requests = k.unpriced_requests + excluded.unpriced_requests, unreported_requests = k.unreported_requests + excluded.unreported_requests,
     estimated_tokens = k.estimated_tokens + excluded.estimated_tokens, partial_requests = k.partial_requests + excluded.partial_requests,
     duration_ms = k.duration_ms + excluded.duration_ms,
     durations = (SELECT array_agg(a + b ORDER BY i) FROM unnest(k.durations, excluded.durations) WITH ORDINALITY AS sums (a, b, i))`;
@@ -80,6 +90,8 @@ interface Sum {
   errors: number;
   inputTokens: number;
   outputTokens: number;
+  costMicros: number;
+  unpriced: number;
   unreported: number;
   estimated: number;
   partial: number;
@@ -93,13 +105,15 @@ function sumUp(calls: readonly CallUsage[]): Sum[] {
     const name = JSON.stringify([call.bucketMs, call.projectId, call.ownerId, call.deviceId, call.apiKeyId, call.provider, call.model]);
     let sum = sums.get(name);
     if (sum === undefined) {
-      sum = { of: call, requests: 0, errors: 0, inputTokens: 0, outputTokens: 0, unreported: 0, estimated: 0, partial: 0, durationMs: 0, durations: [...DURATION_BOUNDS_MS, 0].map(() => 0) };
+      sum = { of: call, requests: 0, errors: 0, inputTokens: 0, outputTokens: 0, costMicros: 0, unpriced: 0, unreported: 0, estimated: 0, partial: 0, durationMs: 0, durations: [...DURATION_BOUNDS_MS, 0].map(() => 0) };
       sums.set(name, sum);
     }
     sum.requests += 1;
     sum.errors += Number(call.isError);
     sum.inputTokens += call.inputTokens;
     sum.outputTokens += call.outputTokens;
+    sum.costMicros += call.costMicros;
+    sum.unpriced += Number(call.isUnpriced);
     sum.unreported += Number(call.isUnreported);
     sum.estimated += call.estimatedTokens;
     sum.partial += Number(call.isPartial);
@@ -123,11 +137,13 @@ async function advance(tx: SqlTransaction, origin: string): Promise<boolean> {
   );
   const last = rows.at(-1);
   if (last === undefined) return false;
-  const calls = rows.map(({ entry }) => usageOf(JSON.parse(fromUtf8(bytesOf(entry))) as Record<string, unknown>)).filter((call) => call !== null);
-  for (const { of, requests, errors, inputTokens, outputTokens, unreported, estimated, partial, durationMs, durations } of sumUp(calls)) {
+  const entries = rows.map(({ entry }) => JSON.parse(fromUtf8(bytesOf(entry))) as Record<string, unknown>);
+  await settle(tx, entries.map(settlementOf).filter((settlement) => settlement !== null));
+  const calls = entries.map(usageOf).filter((call) => call !== null);
+  for (const { of, requests, errors, inputTokens, outputTokens, costMicros, unpriced, unreported, estimated, partial, durationMs, durations } of sumUp(calls)) {
     await tx.query(UPSERT, [
       of.bucketMs, of.projectId, of.ownerId, of.deviceId, of.apiKeyId, of.provider, of.model, requests, errors, inputTokens, outputTokens,
-      unreported, estimated, partial, durationMs, durations,
+      costMicros, unpriced, unreported, estimated, partial, durationMs, durations,
     ]);
   }
   await tx.query('UPDATE keyguard.key_usage_progress SET seq = $2 WHERE origin = $1', [origin, integer(last.seq)]);

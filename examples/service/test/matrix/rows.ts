@@ -60,6 +60,8 @@ const toRead = (status: number): Statuses => owners(status, { shared_read: statu
 const toWrite = (status: number): Statuses => owners(status, { shared_read: 403, shared_write: status });
 const notShared = (status: number): Statuses => owners(status, { shared_read: 403, shared_write: 403 });
 
+const BUDGET = { period: 'day', max_requests: 10, max_tokens: null, max_cost_micros: null };
+
 export const ROWS: Readonly<Record<string, Row>> = {
   getOpenApiDocument: { answers: all(200) },
 
@@ -108,6 +110,13 @@ export const ROWS: Readonly<Record<string, Row>> = {
   resumeDevice: { call: device, answers: owners(409, { administrator: 409 }) },
   revokeDevice: { call: device, answers: owners(200, { administrator: 200 }) },
   createRotationCode: { call: async (world) => ({ ...(await device(world)), body: {} }), answers: owners(409, { administrator: 409 }) },
+
+  getDeviceBudget: { call: device, answers: owners(200, { administrator: 200 }) },
+  setDeviceBudget: { call: async (world) => ({ ...(await device(world)), body: BUDGET }), answers: administrators(200) },
+  endDeviceBudget: { call: device, answers: administrators(204) },
+  getProjectBudget: { call: project, answers: owners(200, { administrator: 200 }) },
+  setProjectBudget: { call: async (world) => ({ ...(await project(world)), body: BUDGET }), answers: administrators(200) },
+  endProjectBudget: { call: project, answers: administrators(204) },
 
   createApiKey: { call: () => ({ body: { provider: 'openai', value: 'sk-of-nobody-in-particular' } }), answers: administrators(201) },
   listApiKeys: { answers: signedIn(200) },

@@ -14,21 +14,22 @@ const ADMIN = { email: 'admin@example.com', password: 'a long and quiet password
 describe('usageOf', () => {
   const entry = {
     action: 'llm.call_ended', outcome: 'success', actor: 'device:d', owner_id: 'o', project_id: 'p', api_key_id: 'k', provider: 'openai', method: 'POST',
-    status: 200, code: 'completed', request_bytes: 40, response_bytes: 60, duration_ms: 12, ts: '2026-11-23T04:59:59.999Z', model: 'm', input_tokens: 3, output_tokens: 4,
+    status: 200, code: 'completed', request_bytes: 40, response_bytes: 60, duration_ms: 12, ts: '2026-11-23T04:59:59.999Z', model: 'm', input_tokens: 3, output_tokens: 4, cost_micros: 5, price_source: 'list prices',
   };
 
   it('is what the entry says, in the hour in which it was written', () => {
     expect(usageOf(entry)).toEqual({
       bucketMs: Date.parse('2026-11-23T04:00:00Z'), projectId: 'p', ownerId: 'o', deviceId: 'd', apiKeyId: 'k', provider: 'openai', model: 'm', isError: false,
-      inputTokens: 3, outputTokens: 4, isUnreported: false, estimatedTokens: 0, isPartial: false, durationMs: 12,
+      inputTokens: 3, outputTokens: 4, costMicros: 5, isUnpriced: false, isUnreported: false, estimatedTokens: 0, isPartial: false, durationMs: 12,
     });
   });
 
   it.each([
-    ['nothing was reported', { input_tokens: undefined, output_tokens: undefined }, { isUnreported: true, estimatedTokens: 25, inputTokens: 0 }],
+    ['nothing was reported', { input_tokens: undefined, output_tokens: undefined, cost_micros: undefined, usage_unknown: true, estimated_tokens: 25 }, { isUnreported: true, estimatedTokens: 25, inputTokens: 0, isUnpriced: false }],
+    ['the list has no price', { cost_micros: undefined }, { isUnpriced: true, costMicros: 0 }],
     ['a list was read', { method: 'GET', input_tokens: undefined, output_tokens: undefined }, { isUnreported: false, estimatedTokens: 0 }],
     ['the provider refused', { status: 429, input_tokens: undefined, output_tokens: undefined }, { isError: true, isUnreported: false }],
-    ['the stream was cut', { outcome: 'failed', code: 'client_left' }, { isError: true, isPartial: true, inputTokens: 3 }],
+    ['the stream was cut', { outcome: 'failed', code: 'client_left', partial: true }, { isError: true, isPartial: true, inputTokens: 3 }],
     ['nobody was answered', { outcome: 'failed', code: 'upstream_unreachable', status: 502, input_tokens: undefined }, { isError: true, isPartial: false }],
     ['nonsense stands there', { input_tokens: -1, output_tokens: 'x', duration_ms: 1.5 }, { inputTokens: 0, outputTokens: 0, durationMs: 0 }],
   ])('where %s', (_title, change, expected) => {
