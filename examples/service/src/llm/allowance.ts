@@ -13,7 +13,8 @@ export interface AskedCall {
   readonly provider: Provider;
   /** As in {@link Provider.asks}. */
   readonly rest: string;
-  readonly method: string;
+  /** What its input probably is; `null` for a call that uses no tokens. */
+  readonly expectedInput: number | null;
   /** Signed, and otherwise untrusted. */
   readonly body: Uint8Array;
 }

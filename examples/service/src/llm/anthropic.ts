@@ -24,8 +24,8 @@ function errorBody({ status, code, message }: Failure): string {
   return JSON.stringify({ type: 'error', error: { type, message, code } });
 }
 
-function asks(rest: string, body: unknown): Asked {
-  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'v1/messages/count_tokens' ? 0 : count(member(body, 'max_tokens')) };
+function asks(_rest: string, body: unknown): Asked {
+  return { model: text(member(body, 'model')), maxOutputTokens: count(member(body, 'max_tokens')) ?? count(member(body, 'max_tokens_to_sample')) };
 }
 
 /** Messages, streamed or whole; whatever else is asked for is not metered by tokens. */
@@ -85,5 +85,6 @@ export const anthropic: Provider = Object.freeze({
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `event: error\ndata: ${errorBody(failure)}\n\n`,
   asks,
+  spends: (rest: string) => rest === 'v1/messages' || rest === 'v1/complete',
   meter,
 });

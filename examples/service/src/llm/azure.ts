@@ -4,7 +4,7 @@
  * @see https://learn.microsoft.com/azure/ai-services/openai/reference
  */
 import type { Failure } from './failures.ts';
-import { openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter } from './openai.ts';
+import { openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter, openaiSpends } from './openai.ts';
 import type { Asked, KeyOptions, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/azure/';
@@ -55,5 +55,6 @@ export const azure: Provider = Object.freeze({
     // There the path decides, whatever the body says.
     return { ...asked, model: DEPLOYMENT.exec(rest)?.[1] ?? asked.model };
   },
+  spends: (rest: string) => openaiSpends(below(rest) ?? rest),
   meter: (rest: string) => openaiMeter(below(rest) ?? rest),
 });

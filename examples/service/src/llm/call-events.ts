@@ -8,7 +8,7 @@
  */
 import type { AuditEntry, Device, JsonValue } from '@keyguard/core/seams';
 import type { Cost } from '../usage/prices.ts';
-import { estimatedInput, estimatedOutput } from '../usage/estimates.ts';
+import { estimatedOutput } from '../usage/estimates.ts';
 import type { Charge } from './allowance.ts';
 import type { FailureCode } from './failures.ts';
 import type { CallEnding } from './forward.ts';
@@ -37,6 +37,8 @@ export type CallEvent =
 
 /** What a call cost. */
 export interface CallCost {
+  /** What its input probably was; `null` for a call that uses no tokens. */
+  readonly expectedInput: number | null;
   /** By the list of prices; `null` where it has none for the model, or nothing was reported. */
   readonly cost: Cost | null;
   /** What budgets are charged with; `null` where none binds the call. */
@@ -60,13 +62,13 @@ function usageMembers({ model, inputTokens, outputTokens, cachedInputTokens, cac
   };
 }
 
-/** What is not as it should be about the figures of a call that was answered. Of an error nothing is billed, and of a list of models neither. */
-function marks({ method, requestBytes, outcome, status, usage, responseBytes, isStream }: Call & CallEnding): Members {
+/** What is not as it should be about the figures of a call that was answered. Of an error nothing is billed. */
+function marks({ outcome, status, usage, responseBytes, isStream, expectedInput }: CallEnding & CallCost): Members {
   if (status === null || status < 200 || status >= 300) return {};
-  const isUnknown = method === 'POST' && (usage?.inputTokens ?? null) === null && (usage?.outputTokens ?? null) === null;
+  const isReported = (usage?.inputTokens ?? null) !== null || (usage?.outputTokens ?? null) !== null;
   return {
     ...(outcome !== 'completed' && { partial: true }),
-    ...(isUnknown && { usage_unknown: true, estimated_tokens: estimatedInput(requestBytes) + estimatedOutput(responseBytes, isStream) }),
+    ...(expectedInput !== null && !isReported && { usage_unknown: true, estimated_tokens: expectedInput + estimatedOutput(responseBytes, isStream) }),
   };
 }
 

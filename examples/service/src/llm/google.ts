@@ -56,7 +56,7 @@ function refusal(rest: string, query: string): FailureCode | null {
 const modelOf = (rest: string): string | null => /\/models\/([^/:]+):/.exec(`/${rest}`)?.[1] ?? null;
 
 function asks(rest: string, body: unknown): Asked {
-  if (/:(?:countTokens|embedContent|batchEmbedContents)$/.test(rest)) return { model: modelOf(rest), maxOutputTokens: 0 };
+  if (/:(?:embedContent|batchEmbedContents)$/.test(rest)) return { model: modelOf(rest), maxOutputTokens: 0 };
   const config = member(body, 'generationConfig');
   return { model: modelOf(rest), maxOutputTokens: bound(count(member(config, 'maxOutputTokens')), member(config, 'candidateCount')) };
 }
@@ -121,5 +121,6 @@ export const google: Provider = Object.freeze({
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `data: ${errorBody(failure)}\n\n`,
   asks,
+  spends: (rest: string) => /:(?:generateContent|streamGenerateContent|embedContent|batchEmbedContents|predict|predictLongRunning|generateAnswer)$/.test(rest),
   meter,
 });

@@ -32,10 +32,15 @@ export function openaiErrorEvent(rest: string, failure: Failure): string {
   return `data: ${openaiErrorBody(failure)}\n\n`;
 }
 
+/** Moderation is free of charge. */
+export function openaiSpends(rest: string): boolean {
+  return /^(?:chat\/completions|completions|responses|embeddings|(?:images|audio)\/[a-z]+)$/.test(rest);
+}
+
 /** The newer APIs say output, the older ones completion; an embedding has none. */
 export function openaiAsks(rest: string, body: unknown): Asked {
   const most = count(member(body, 'max_output_tokens')) ?? count(member(body, 'max_completion_tokens')) ?? count(member(body, 'max_tokens'));
-  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'embeddings' || rest === 'moderations' ? 0 : bound(most, member(body, 'n')) };
+  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'embeddings' ? 0 : bound(most, member(body, 'n')) };
 }
 
 const LAST_OF_RESPONSE = new Set(['response.completed', 'response.incomplete', 'response.failed', 'response.cancelled', 'error']);
@@ -100,5 +105,6 @@ export const openai: Provider = Object.freeze({
   errorBody: openaiErrorBody,
   errorEvent: openaiErrorEvent,
   asks: openaiAsks,
+  spends: openaiSpends,
   meter: openaiMeter,
 });

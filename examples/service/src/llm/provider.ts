@@ -99,6 +99,8 @@ export interface Provider {
   errorEvent(rest: string, failure: Failure): string;
   /** What a call of that path asks for; `body` is the value of its JSON, or `undefined` where it is none. Untrusted, and nothing makes it throw. */
   asks(rest: string, body: unknown): Asked;
+  /** Whether a POST of that path uses tokens: uploads, batches that run later, and counts of tokens do not. */
+  spends(rest: string): boolean;
   /** A meter for one call of that path. */
   meter(rest: string): Meter;
 }

@@ -12,6 +12,7 @@ import { isRejected, isUnavailable, UnavailableError, UsageError } from '@keygua
 import type { Clock, Device } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import type { VerifiedRequest } from '@keyguard/server-verifier';
+import { estimatedInput } from '../usage/estimates.ts';
 import type { Cost } from '../usage/prices.ts';
 import type { Admit } from './allowance.ts';
 import type { Call, CallEvent } from './call-events.ts';
@@ -160,7 +161,8 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     const deployment = key.options?.deployment ?? null;
     if (deployment !== null && provider.confinement?.serves(rest, deployment) !== true) return refuse('deployment_not_allowed');
 
-    const admission = await answered('budgets', limits.seamTimeoutMs, () => admit({ callId: call.callId, device, provider, rest, method, body: verified.body }));
+    const expectedInput = method === 'POST' && provider.spends(rest) ? estimatedInput(verified.body.length, verified.contentType) : null;
+    const admission = await answered('budgets', limits.seamTimeoutMs, () => admit({ callId: call.callId, device, provider, rest, expectedInput, body: verified.body }));
     if (admission !== null) setFields(response, limitFields([rate, ...admission.limits], clock.nowMs()));
     if (admission !== null && 'refusedBy' in admission) {
       if (admission.retryAtMs !== null) comeAgain(response, admission.retryAtMs - clock.nowMs());
@@ -183,7 +185,7 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
       const withinMs = ending.outcome === 'device_unvouched' ? UNVOUCHED_RECORD_MS : limits.seamTimeoutMs;
       try {
         const cost = ending.usage === null ? null : price(provider.name, ending.usage);
-        await append({ ...call, ...ending, cost, charge: charge?.(ending) ?? null, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs }, withinMs);
+        await append({ ...call, ...ending, cost, charge: charge?.(ending) ?? null, expectedInput, type: 'ended', durationMs: clock.nowMs() - call.startedAtMs }, withinMs);
       } catch (error) {
         onFault(error);
       }

@@ -147,7 +147,8 @@ describe('a call through the official SDK', () => {
       response.writeHead(200, {
         'content-type': 'application/json',
         'openai-processing-ms': '12',
-        'x-ratelimit-remaining-requests': '7',
+        'x-keyguard-overhead-ms': expect.stringMatching(/^\d+\.\d\d$/),
+      'x-ratelimit-remaining-requests': '7',
         'x-request-id': 'req_2',
         'retry-after': '3',
         'set-cookie': ['a=1', 'b=2'],
@@ -169,9 +170,12 @@ describe('a call through the official SDK', () => {
       'content-type': 'application/json',
       'keep-alive': expect.any(String),
       'openai-processing-ms': '12',
+      ratelimit: expect.stringMatching(/^"default";r=99\d{4};t=\d\d?$/),
+      'ratelimit-policy': '"default";q=1000000;w=60',
       'retry-after': '3',
       'transfer-encoding': 'chunked',
       'x-accel-buffering': 'no',
+      'x-keyguard-overhead-ms': expect.stringMatching(/^\d+\.\d\d$/),
       'x-ratelimit-remaining-requests': '7',
       'x-upstream-request-id': 'req_2',
     });
