@@ -82,10 +82,12 @@ import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { PROVIDERS } from './llm/providers.ts';
 import { llmProxy } from './llm/routes.ts';
+import { modelLists } from './llm/model-lists.ts';
 import { describeError } from './log.ts';
 import { peopleOperations } from './people/operations.ts';
 import { createPeopleDirectory } from './people/store.ts';
 import { projectOperations } from './projects/operations.ts';
+import { projectGrants } from './projects/grants.ts';
 import { createProjects } from './projects/store.ts';
 import { createAccess, type ReachAccess } from './roles/access.ts';
 import { createAssignments } from './roles/assignments.ts';
@@ -206,7 +208,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const clock = overrides.clock ?? systemClock;
   const decides = createAccess({ rowMacKey: keys.rowMacKey, clock });
   const access = overrides.access?.(decides) ?? decides;
-  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock });
+  const grants = projectGrants(sql, keys.rowMacKey);
+  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock, onChanged: (id) => grants.forget(id) });
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
   undo.push(() => kekRotation.stop());
@@ -305,6 +308,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const prices = priceList(config.prices);
   const proxy = llmProxy({
     providerKeys: (device, provider) => providers.find(device, provider),
+    modelLists: (device) => modelLists(device, grants),
     // An ending is written when its request may be over: it is joined to its beginning by the call's id.
     audit: (event) => (event.type === 'ended' ? audit.recordAsIs(callAuditEntry(event)) : audit.record(callAuditEntry(event))),
     recheck: (keyId, ip) => verifier.recheck(keyId, ip),

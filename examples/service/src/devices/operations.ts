@@ -2,7 +2,7 @@
  * Devices, and the codes with which they enroll and replace their keys, as people administer them. What a caller sees is decided by
  * the policies; every change and its audit entry are one transaction.
  */
-import type { AuditEntry, Clock } from '@keyguard/core/seams';
+import type { AuditEntry, Clock, JsonValue } from '@keyguard/core/seams';
 import { systemClock, webCryptoRandom } from '@keyguard/core/system';
 import { generateEnrollmentCode, hashEnrollmentCode } from '@keyguard/server-verifier/enrollment-code';
 import { generateRotationCode, hashRotationCode } from '@keyguard/server-verifier/rotation-code';
@@ -14,6 +14,7 @@ import {
   type DeviceMove,
   type DeviceMoveOutcome,
   type DeviceReach,
+  type DeviceSettings,
   type RotationCodeOutcome,
   type SqlClient,
   type SqlTransaction,
@@ -24,12 +25,13 @@ import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { idParams, pageJson, pageOf, pageQuery, pageRequest } from '../http/pagination.ts';
+import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { shareProject } from '../projects/lock.ts';
 import type { Projects } from '../projects/store.ts';
 import type { ReachAccess } from '../roles/access.ts';
-import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, enrollmentCode, rotationCode, rotationCodeJson, withCode } from './schema.ts';
+import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, deviceTag, enrollmentCode, rotationCode, rotationCodeJson, updateDeviceBody, withCode } from './schema.ts';
 
 const TAG = 'Devices';
 
@@ -163,7 +165,44 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
     async ({ principal, params: { id } }) => {
       const found = await asUser(sql, principal.userId, async (tx) => directoryIn(tx).get(id, { asUserId: principal.userId, reach: await seenBy(tx, principal) }));
       if (found === null) throw notFound();
-      return { json: deviceJson(found) };
+      return { json: deviceJson(found), etag: deviceTag(found) };
+    },
+  );
+
+  const update = operation(
+    {
+      id: 'updateDevice', action: 'device.update', method: 'patch', path: '/api/devices/{id}', tag: TAG, access: 'devices:write',
+      summary: 'Name a device, or say how much, from where and with which models it may call',
+      description: 'The limits bind its owner, so administrators set them; the owner may change the label. What is left out stays.',
+      params: idParams,
+      body: updateDeviceBody,
+      answers: { 200: { description: 'The device as it is now', json: device } },
+      problems: ['not_found', 'illegal_transition', 'precondition_failed'],
+    },
+    async ({ principal: { userId, actor }, params: { id: deviceId }, body, ifMatch }) => {
+      const changed = await asUser(sql, userId, async (tx) => {
+        // Whoever changes it at the same time waits, so that what is compared is what is changed.
+        await tx.query('SELECT 1 FROM keyguard.devices WHERE device_id = $1 FOR UPDATE', [deviceId]);
+        const inTransaction = postgresDeviceDirectory(tx, { rowMacKey, clock });
+        const before = await inTransaction.get(deviceId, { asUserId: userId });
+        if (before === null) throw notFound();
+        demandMatch(ifMatch, deviceTag(before));
+        if (before.status === 'revoked') throw new HttpProblem('illegal_transition', 'A device that is revoked stays as it is.');
+        const settings: DeviceSettings = {
+          ...(body.label !== undefined && { label: body.label }),
+          ...(body.requests_per_minute !== undefined && { requestsPerMinute: body.requests_per_minute }),
+          ...(body.ip_allowlist !== undefined && { ipAllowlist: body.ip_allowlist }),
+          ...(body.allowed_models !== undefined && { allowedModels: body.allowed_models }),
+        };
+        const outcome = await inTransaction.configure(deviceId, settings, { byUserId: userId });
+        if (outcome.outcome === 'not_found') throw notFound();
+        if (outcome.outcome === 'forbidden') throw new HttpProblem('forbidden', 'Only an administrator sets the limits of a device.');
+        const changes = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined)) as Record<string, JsonValue>;
+        await audit.recordIn(tx, { action: 'device.update', outcome: 'success', actor, resource: `device:${deviceId}`, device_id: deviceId, ...changes });
+        return outcome.device;
+      });
+      onChanged(deviceId);
+      return { json: deviceJson(changed), etag: deviceTag(changed) };
     },
   );
 
@@ -232,7 +271,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
     },
   );
 
-  return [createCode, listCodes, revokeCode, list, get, ...moves, createRotationCode];
+  return [createCode, listCodes, revokeCode, list, get, update, ...moves, createRotationCode];
 }
 
 /** A device of somebody who may not come in does not come in either. */

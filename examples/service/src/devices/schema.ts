@@ -1,7 +1,10 @@
+import { createHash } from 'node:crypto';
 import type { DeviceRecord, EnrollmentCode, RotationCode } from '@keyguard/storage-node/postgres';
 import * as z from 'zod';
 import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
+import { isAddressRange } from '../http/addresses.ts';
 import { pageQuery, time, timeJson } from '../http/pagination.ts';
+import { modelPatterns } from '../llm/model-patterns.ts';
 import { projectId } from '../projects/operations.ts';
 
 // Control characters, bidirectional overrides, and what else makes a label read as something it is not: as enrollment has it.
@@ -27,6 +30,21 @@ export const createCodeBody = z.strictObject({
 export const createRotationCodeBody = z.strictObject({
   expires_in_s: z.int().min(10).max(MAX_ROTATION_CODE_LIFE_SECONDS).default(DEFAULT_CODE_LIFE_SECONDS),
 });
+
+export const updateDeviceBody = z
+  .strictObject({
+    label: label.nullable().optional(),
+    requests_per_minute: z.int().min(1).max(1_000_000).nullable().optional().describe('Null: as the settings say.'),
+    ip_allowlist: z
+      .array(z.string().max(64).refine(isAddressRange, 'is neither an IP address nor a CIDR range'))
+      .min(1)
+      .max(100)
+      .nullable()
+      .optional()
+      .describe('Addresses and CIDR ranges from which it may call. Null: from anywhere.'),
+    allowed_models: modelPatterns.optional(),
+  })
+  .refine((body) => Object.keys(body).length > 0, 'names nothing to change');
 
 export const devicePageQuery = pageQuery.extend({
   status: z.enum(['pending', 'active', 'suspended', 'revoked']).optional(),
@@ -93,6 +111,12 @@ export function codeJson(code: EnrollmentCode): z.infer<typeof enrollmentCode> {
     expires_at: timeJson(code.expiresAtMs),
     revoked_at: timeJson(code.revokedAtMs),
   };
+}
+
+/** Which state of a device somebody has seen: all that can be changed of it, and not when it was seen last. */
+export function deviceTag(device: DeviceRecord): string {
+  const { last_seen_at: _seen, last_ip: _ip, ...state } = deviceJson(device);
+  return createHash('sha256').update(JSON.stringify(state)).digest('base64url');
 }
 
 /** Likewise: the code itself is shown once. */

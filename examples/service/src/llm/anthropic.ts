@@ -5,6 +5,7 @@
  */
 import type { Failure } from './failures.ts';
 import { count, member, parsed, text } from './metering.ts';
+import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
 import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/anthropic/';
@@ -66,6 +67,13 @@ function meter(rest: string): Meter {
   };
 }
 
+const NAMING: ReadonlySet<string> = new Set(['v1/messages', 'v1/messages/count_tokens', 'v1/complete']);
+
+function models(rest: string, question: ModelQuestion): CallModels {
+  if (question.method === 'POST' && NAMING.has(rest)) return namedInBody(question);
+  return question.method === 'GET' && /^v1\/models(?:\/[^/]+)?$/.test(rest) ? NO_MODEL : ELSEWHERE;
+}
+
 export const anthropic: Provider = Object.freeze({
   name: 'anthropic',
   title: 'Anthropic',
@@ -76,6 +84,7 @@ export const anthropic: Provider = Object.freeze({
   prefix: PREFIX,
   aliases: new Map<string, string>(),
   refusal: (rest: string) => (rest.startsWith('v1/') ? null : 'route_unknown'),
+  models,
   query: (query: string) => query,
   requestHeaders: new Set(['anthropic-beta', 'anthropic-user-profile-id', 'anthropic-version', 'anthropic-workspace-id', 'idempotency-key']),
   responseHeaders: new Set(['request-id', 'x-should-retry']),

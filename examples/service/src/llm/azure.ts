@@ -4,7 +4,8 @@
  * @see https://learn.microsoft.com/azure/ai-services/openai/reference
  */
 import type { Failure } from './failures.ts';
-import { openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter, openaiSpends } from './openai.ts';
+import { ELSEWHERE, modelsInBody, NO_MODEL, UNCLEAR, type CallModels, type ModelQuestion } from './models.ts';
+import { namesOpenaiModel, openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter, openaiModels, openaiSpends } from './openai.ts';
 import type { Asked, KeyOptions, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/azure/';
@@ -20,6 +21,17 @@ function below(rest: string): string | null {
   return root === undefined || root.length === rest.length ? null : rest.slice(root.length);
 }
 
+/** A deployment in the path is the model, whatever a body says beside it; else the body names it as OpenAI's does. */
+function models(rest: string, question: ModelQuestion): CallModels {
+  const path = below(rest);
+  const deployment = /^openai\/deployments\/([^/]+)\//.exec(rest)?.[1];
+  if (path === null) return question.method === 'GET' && /^openai\/(?:models|deployments)$/.test(rest) ? NO_MODEL : ELSEWHERE;
+  if (deployment === undefined) return openaiModels(path, question);
+  if (!namesOpenaiModel(path, question.method)) return ELSEWHERE;
+  const found = deployment.includes('%') ? null : modelsInBody(question);
+  return found === null ? UNCLEAR : { kind: 'named', names: [deployment, ...found.inside] };
+}
+
 export const azure: Provider = Object.freeze({
   name: 'azure',
   title: 'Azure OpenAI',
@@ -32,6 +44,7 @@ export const azure: Provider = Object.freeze({
   aliases: new Map<string, string>(),
   // Lists of models and deployments, files and the like stand directly below: openai/models?api-version=…
   refusal: (rest: string) => (rest.startsWith('openai/') && rest.length > 'openai/'.length ? null : 'route_unknown'),
+  models,
   query: (query: string) =>
     query
       .split('&')

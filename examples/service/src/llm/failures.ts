@@ -59,6 +59,16 @@ const FAILURES = {
     shouldRetry: false,
     message: "This project's key is for calls of one deployment, and this is none of them.",
   },
+  model_not_allowed: {
+    status: 403,
+    shouldRetry: false,
+    message: 'This device is held to a list of models, and this call is for another one, or for something that names no model.',
+  },
+  model_ambiguous: {
+    status: 400,
+    shouldRetry: false,
+    message: 'This device is held to a list of models, so its calls must name one model, once, in a JSON body or a form that leaves no doubt.',
+  },
   service_unavailable: {
     status: 503,
     retryAfterSeconds: 1,

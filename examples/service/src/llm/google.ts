@@ -5,6 +5,7 @@
  */
 import type { Failure, FailureCode } from './failures.ts';
 import { bound, count, member, parsed, text } from './metering.ts';
+import { ELSEWHERE, modelsInBody, NO_MODEL, UNCLEAR, type CallModels, type ModelQuestion } from './models.ts';
 import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/google/';
@@ -61,6 +62,24 @@ function asks(rest: string, body: unknown): Asked {
   return { model: modelOf(rest), maxOutputTokens: bound(count(member(config, 'maxOutputTokens')), member(config, 'candidateCount')) };
 }
 
+const NAMING: ReadonlySet<string> = new Set([
+  'generateContent', 'streamGenerateContent', 'countTokens', 'embedContent', 'batchEmbedContents', 'predict', 'predictLongRunning',
+]);
+const plain = (name: string): string => name.replace(/^models\//, '');
+
+/** The path names the model, and what a body names beside it counts as well. */
+function models(rest: string, { method, query, contentType, body }: ModelQuestion): CallModels {
+  if (method === 'GET' && /^v1(?:alpha|beta)?\/models(?:\/[^/:]+)?$/.test(rest)) return NO_MODEL;
+  const [, kind, name, verb] = /^v1(?:alpha|beta)?\/(models|tunedModels)\/([^/:]+):([A-Za-z]+)$/.exec(rest) ?? [];
+  if (method !== 'POST' || name === undefined || !NAMING.has(verb!)) return ELSEWHERE;
+  // Its servers fill members of a request from the query too, and decode a path.
+  if (name.includes('%') || parametersOf(query).some((parameter) => nameOf(parameter).split('.').at(-1) === 'model')) return UNCLEAR;
+  const found = modelsInBody({ contentType, body });
+  if (found === null) return UNCLEAR;
+  const inPath = kind === 'models' ? name : `${kind}/${name}`;
+  return { kind: 'named', names: [inPath, ...[...(found.model === null ? [] : [found.model]), ...found.inside].map(plain)] };
+}
+
 function meter(rest: string): Meter {
   const isStream = rest.endsWith(':streamGenerateContent');
   let isDone = false;
@@ -109,6 +128,7 @@ export const google: Provider = Object.freeze({
   prefix: PREFIX,
   aliases: new Map<string, string>(),
   refusal,
+  models,
   query: (query: string) =>
     parametersOf(query)
       .filter((parameter) => !CREDENTIALS.has(nameOf(parameter)))

@@ -5,6 +5,7 @@
  */
 import type { Failure } from './failures.ts';
 import { bound, count, member, parsed, text } from './metering.ts';
+import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
 import type { Asked, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/openai/v1/';
@@ -86,6 +87,21 @@ export function openaiMeter(rest: string): Meter {
   };
 }
 
+const NAMING: ReadonlySet<string> = new Set([
+  'chat/completions', 'completions', 'responses', 'responses/compact', 'responses/input_tokens', 'embeddings', 'moderations', 'images/generations',
+  'images/edits', 'images/variations', 'audio/speech', 'audio/transcriptions', 'audio/translations',
+]);
+
+/** Whether a call of that path, by `rest` as in {@link openaiErrorEvent}, runs one model and names it where it is seen. */
+export function namesOpenaiModel(rest: string, method: string): boolean {
+  return method === 'POST' && NAMING.has(rest);
+}
+
+export function openaiModels(rest: string, question: ModelQuestion): CallModels {
+  if (namesOpenaiModel(rest, question.method)) return namedInBody(question);
+  return question.method === 'GET' && /^models(?:\/[^/]+)?$/.test(rest) ? NO_MODEL : ELSEWHERE;
+}
+
 export const openai: Provider = Object.freeze({
   name: 'openai',
   title: 'OpenAI',
@@ -96,6 +112,7 @@ export const openai: Provider = Object.freeze({
   prefix: PREFIX,
   aliases: new Map([['/v1/chat/completions', 'chat/completions']]),
   refusal: () => null,
+  models: openaiModels,
   query: (query: string) => query,
   requestHeaders: new Set(['openai-beta', 'openai-organization', 'openai-project', 'idempotency-key']),
   responseHeaders: new Set(['retry-after-ms', 'x-should-retry']),

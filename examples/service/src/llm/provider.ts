@@ -4,6 +4,7 @@
 import { isPath } from '@keyguard/core/canonical';
 import { UsageError } from '@keyguard/core/errors';
 import type { Failure, FailureCode } from './failures.ts';
+import type { CallModels, ModelQuestion } from './models.ts';
 
 /** What a provider itself reported of a call, summed up by its own counting; `null` for what it said nothing of. */
 export interface Usage {
@@ -79,6 +80,8 @@ export interface Provider {
   readonly aliases: ReadonlyMap<string, string>;
   /** Why a call of that path is not handed on, or `null`. */
   refusal(rest: string, query: string): FailureCode | null;
+  /** Which models a call of that path runs, for those who are held to some. Asked of nothing that {@link Provider.refusal} refuses. */
+  models(rest: string, question: ModelQuestion): CallModels;
   /** What of a signed query is handed on: everything but credentials. */
   query(query: string): string;
   /** Covered headers that mean something to this provider, lower-case. No other header of the caller's is handed on. */

@@ -9,13 +9,14 @@ import type { Request, RequestHandler, Response } from 'express';
 import { sendProblem, verifiedRequest, type RejectionSender } from '@keyguard/adapters-express';
 import { isFieldValue } from '@keyguard/core/canonical';
 import { isRejected, isUnavailable, UnavailableError, UsageError } from '@keyguard/core/errors';
-import type { Clock, Device } from '@keyguard/core/seams';
+import type { Clock, Device, MaybePromise } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import type { VerifiedRequest } from '@keyguard/server-verifier';
 import { estimatedInput } from '../usage/estimates.ts';
 import type { Cost } from '../usage/prices.ts';
 import type { Admit } from './allowance.ts';
 import type { Call, CallEvent } from './call-events.ts';
+import { allowsModel } from './model-patterns.ts';
 import { failure, sendErrorBody, sendFailure, type FailureCode } from './failures.ts';
 import { createForwarder, DEFAULT_FORWARD_LIMITS, type CallEnding, type Forwarding, type ForwardLimits, type OutgoingCall } from './forward.ts';
 import { limitFields, requestLimit } from './limit-fields.ts';
@@ -44,6 +45,8 @@ export interface LlmProxyLimits extends ForwardLimits {
 export interface LlmProxyOptions {
   /** The key that `device` uses with the provider of that name; `null` when it may use none. Throws when it cannot tell. */
   readonly providerKeys: (device: Device, provider: string) => Promise<ProviderKey | ProviderKeyRefusal | null>;
+  /** To which models `device` is held: the lists that a call must satisfy, each of them. Throws when it cannot tell. */
+  readonly modelLists: (device: Device) => MaybePromise<readonly (readonly string[])[]>;
   /** MUST have appended the event durably when it resolves. See `call-events.ts` for what waits for it. */
   readonly audit: (event: CallEvent) => Promise<unknown>;
   /**
@@ -123,7 +126,7 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** @throws UsageError `invalid_option` */
 export function llmProxy(options: LlmProxyOptions): LlmProxy {
-  const { providerKeys, audit, recheck, onFault, admit = async () => null, price = () => null, arrivedAtMs = () => performance.now(), clock = systemClock } = options;
+  const { providerKeys, modelLists, audit, recheck, onFault, admit = async () => null, price = () => null, arrivedAtMs = () => performance.now(), clock = systemClock } = options;
   const limits = checkLimits({ ...DEFAULT_FORWARD_LIMITS, seamTimeoutMs: 2000, ...options.limits });
   const forwarder = createForwarder(limits);
   const running = new Set<RunningCall>();
@@ -153,11 +156,13 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     if (!METHODS.has(method)) return refuse('method_not_allowed');
     const refusal = provider.refusal(rest, verified.query);
     if (refusal !== null) return refuse(refusal);
-    const key = await answered('provider_keys', limits.seamTimeoutMs, () => providerKeys(device, provider.name));
+    const [key, lists] = await answered('provider_keys', limits.seamTimeoutMs, () => Promise.all([providerKeys(device, provider.name), modelLists(device)]));
     if (response.destroyed) return;
     if (key === null) return refuse('provider_key_missing', howToGetAKey(provider));
     if ('refusedBy' in key) return refuse(key.refusedBy);
     call = { ...call, apiKeyId: key.apiKeyId };
+    const modelRefusal = lists.length === 0 ? null : modelRefusalOf(verified, route, lists);
+    if (modelRefusal !== null) return refuse(modelRefusal);
     const deployment = key.options?.deployment ?? null;
     if (deployment !== null && provider.confinement?.serves(rest, deployment) !== true) return refuse('deployment_not_allowed');
 
@@ -333,6 +338,21 @@ function checkLimits(limits: LlmProxyLimits): LlmProxyLimits {
     }
   }
   return Object.freeze(limits);
+}
+
+/** Why a call is not one of those to which `lists` hold it, or `null`. */
+function modelRefusalOf(verified: VerifiedRequest, { provider, rest }: ProviderRoute, lists: readonly (readonly string[])[]): FailureCode | null {
+  const models = provider.models(rest, verified);
+  switch (models.kind) {
+    case 'none':
+      return null;
+    case 'unclear':
+      return 'model_ambiguous';
+    case 'elsewhere':
+      return 'model_not_allowed';
+    case 'named':
+      return models.names.every((name) => lists.every((patterns) => allowsModel(patterns, name))) ? null : 'model_not_allowed';
+  }
 }
 
 /** Everything that goes to the provider, and nothing that is not named here. */

@@ -4,6 +4,7 @@ import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
 import { printable } from '../http/text.ts';
+import { modelPatterns } from '../llm/model-patterns.ts';
 import type { Assignments } from '../roles/assignments.ts';
 import { assignmentJson, assignmentSchema } from '../roles/operations.ts';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
@@ -20,7 +21,7 @@ const environment = z.enum(['production', 'staging', 'development', 'test']).des
 
 const createBody = z.strictObject({ name, environment: environment.default('production') });
 const updateBody = z
-  .strictObject({ name: name.optional(), environment: environment.optional() })
+  .strictObject({ name: name.optional(), environment: environment.optional(), allowed_models: modelPatterns.optional() })
   .refine((body) => Object.keys(body).length > 0, 'names nothing to change');
 
 const project = z
@@ -28,6 +29,7 @@ const project = z
     id: projectId,
     name: z.string(),
     environment: z.string(),
+    allowed_models: z.array(z.string()).readonly().nullable().describe('To which models all its devices are held, each beside its own list.'),
     owner_id: z.string().describe('"system" for the project that every deployment begins with.'),
     created_at: time,
     archived_at: time.nullable(),
@@ -74,14 +76,14 @@ export function projectOperations({ sql, projects, assignments }: ProjectOperati
     operation(
       {
         id: 'updateProject', action: 'project.update', method: 'patch', path: '/api/projects/{id}', tag: TAG, access: 'projects:write',
-        summary: 'Rename a project, or say what it is for',
+        summary: 'Rename a project, say what it is for, or to which models it is held',
         params,
         body: updateBody,
         answers: { 200: { description: 'The project as it is now', json: project } },
         problems: ['not_found', 'project_archived', 'precondition_failed'],
       },
-      async ({ principal, params: { id }, body: { name: newName, environment: newEnvironment }, ifMatch }) => {
-        const change = { ...(newName !== undefined && { name: newName }), ...(newEnvironment !== undefined && { environment: newEnvironment }) };
+      async ({ principal, params: { id }, body: { name: newName, environment: newEnvironment, allowed_models: allowedModels }, ifMatch }) => {
+        const change = { ...(newName !== undefined && { name: newName }), ...(newEnvironment !== undefined && { environment: newEnvironment }), ...(allowedModels !== undefined && { allowedModels }) };
         return answer(await projects.update(principal, id, change, ifMatch));
       },
     ),
@@ -124,6 +126,7 @@ function projectJson(one: Project): z.infer<typeof project> {
     id: one.id,
     name: one.name,
     environment: one.environment,
+    allowed_models: one.allowedModels,
     owner_id: one.ownerId,
     created_at: timeJson(one.createdAtMs),
     archived_at: timeJson(one.archivedAtMs),

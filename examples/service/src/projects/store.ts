@@ -4,8 +4,8 @@
  */
 import { randomUUID } from 'node:crypto';
 import type { Clock } from '@keyguard/core/seams';
-import { isIntact, pageOf, pageStart, rowMac, tampered, type Page, type PageRequest, type RowField, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
-import { DEFAULT_PROJECT_ID, SYSTEM } from '../api-keys/rows.ts';
+import { pageOf, pageStart, type Page, type PageRequest, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
+import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
 import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser, asVerifier } from '../db/as-user.ts';
@@ -14,20 +14,14 @@ import { HttpProblem, notFound } from '../http/problems.ts';
 import type { Reach, ReachAccess } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
 import { lockProject } from './lock.ts';
+import { COLUMNS, projectMac, vouchedProject, type Project, type ProjectRow } from './rows.ts';
 
-export interface Project {
-  readonly id: string;
-  readonly ownerId: string;
-  readonly name: string;
-  readonly environment: string;
-  readonly version: number;
-  readonly createdAtMs: number;
-  readonly archivedAtMs: number | null;
-}
+export type { Project } from './rows.ts';
 
 export interface ProjectChange {
   readonly name?: string;
   readonly environment?: string;
+  readonly allowedModels?: readonly string[] | null;
 }
 
 export interface Projects {
@@ -59,46 +53,12 @@ export interface ProjectsOptions {
   readonly access: ReachAccess;
   readonly audit: AuditLog;
   readonly clock: Clock;
+  /** Told of every project to which something was done that binds its devices, once that is durable and before it is acknowledged. */
+  readonly onChanged: (projectId: string) => void;
 }
 
-interface ProjectRow {
-  id: string;
-  owner_id: string;
-  name: string;
-  environment: string;
-  version: number;
-  created_at_ms: unknown;
-  archived_at_ms: unknown;
-  mac_key_id: string | null;
-  mac: Uint8Array | null;
-}
-
-const SEAM = 'projects';
-const TABLE = 'api_key_projects';
-const COLUMNS = 'id, owner_id, name, environment, version, created_at_ms, archived_at_ms, mac_key_id, mac';
-
-function fieldsOf({ id, ownerId, environment, archivedAtMs }: Pick<Project, 'id' | 'ownerId' | 'environment' | 'archivedAtMs'>): readonly RowField[] {
-  return [id, ownerId, environment, archivedAtMs];
-}
-
-export function createProjects({ sql, rowMacKey, access, audit, clock }: ProjectsOptions): Projects {
-  /** @throws UnavailableError for a row that nobody vouches for, because of what its owner may do */
-  async function projectOf(row: ProjectRow): Promise<Project> {
-    const project: Project = {
-      id: row.id,
-      ownerId: row.owner_id,
-      name: row.name,
-      environment: row.environment,
-      version: Number(row.version),
-      createdAtMs: Number(row.created_at_ms),
-      archivedAtMs: row.archived_at_ms === null ? null : Number(row.archived_at_ms),
-    };
-    const isFirst = row.mac === null && row.id === DEFAULT_PROJECT_ID && row.owner_id === SYSTEM && row.archived_at_ms === null;
-    if (!isFirst && (row.mac === null || row.mac_key_id === null || !(await isIntact(rowMacKey, TABLE, fieldsOf(project), { macKeyId: row.mac_key_id, mac: row.mac })))) {
-      throw tampered(SEAM, TABLE);
-    }
-    return project;
-  }
+export function createProjects({ sql, rowMacKey, access, audit, clock, onChanged }: ProjectsOptions): Projects {
+  const projectOf = (row: ProjectRow): Promise<Project> => vouchedProject(rowMacKey, row);
 
   async function demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project> {
     const { rows } = await tx.query<ProjectRow>(`SELECT ${COLUMNS} FROM keyguard.api_key_projects WHERE id = $1`, [id]);
@@ -113,14 +73,15 @@ export function createProjects({ sql, rowMacKey, access, audit, clock }: Project
   async function changeIn(tx: SqlTransaction, principal: Principal, before: Project, change: Partial<Project>, action: string): Promise<Project> {
     const after = { ...before, ...change };
     const { rows } = await tx.query<ProjectRow>(
-      `UPDATE keyguard.api_key_projects SET name = $2, environment = $3, archived_at_ms = $4, version = version + 1, mac_key_id = $5, mac = $6
+      `UPDATE keyguard.api_key_projects SET name = $2, environment = $3, archived_at_ms = $4, allowed_models = $5::text[], version = version + 1,
+        mac_key_id = $6, mac = $7
         WHERE id = $1 RETURNING ${COLUMNS}`,
-      [before.id, after.name, after.environment, after.archivedAtMs, rowMacKey.keyId, await rowMac(rowMacKey, TABLE, fieldsOf(after))],
+      [before.id, after.name, after.environment, after.archivedAtMs, after.allowedModels, rowMacKey.keyId, await projectMac(rowMacKey, after)],
     );
     if (rows[0] === undefined) throw notFound();
     await audit.recordIn(tx, {
       action, outcome: 'success', actor: principal.actor, resource: `project:${before.id}`, project_id: before.id, name: after.name,
-      environment: after.environment,
+      environment: after.environment, allowed_models: after.allowedModels === null ? null : [...after.allowedModels],
     });
     return projectOf(rows[0]);
   }
@@ -160,11 +121,11 @@ export function createProjects({ sql, rowMacKey, access, audit, clock }: Project
 
     create: (principal, { name, environment }) =>
       asUser(sql, principal.userId, async (tx) => {
-        const made = { id: randomUUID(), ownerId: principal.userId, environment, archivedAtMs: null };
+        const made = { id: randomUUID(), ownerId: principal.userId, environment, archivedAtMs: null, allowedModels: null };
         const { rows } = await tx.query<ProjectRow>(
           `INSERT INTO keyguard.api_key_projects (id, owner_id, name, environment, created_at_ms, mac_key_id, mac)
             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING ${COLUMNS}`,
-          [made.id, made.ownerId, name, environment, clock.nowMs(), rowMacKey.keyId, await rowMac(rowMacKey, TABLE, fieldsOf(made))],
+          [made.id, made.ownerId, name, environment, clock.nowMs(), rowMacKey.keyId, await projectMac(rowMacKey, made)],
         );
         await audit.recordIn(tx, {
           action: 'project.create', outcome: 'success', actor: principal.actor, resource: `project:${made.id}`, project_id: made.id, name, environment,
@@ -177,6 +138,9 @@ export function createProjects({ sql, rowMacKey, access, audit, clock }: Project
         const before = await lockedIn(tx, principal, id, ifMatch);
         if (before.archivedAtMs !== null) throw new HttpProblem('project_archived', 'This project is archived, and stays as it is.');
         return changeIn(tx, principal, before, change, 'project.update');
+      }).then((after) => {
+        onChanged(id);
+        return after;
       }),
 
     archive: (principal, id, ifMatch) =>

@@ -1,7 +1,7 @@
 /** `/api/service-accounts`. A token is shown when it is made, and never again. */
 import * as z from 'zod';
 import type { Clock } from '@keyguard/core/seams';
-import { ipMatcher } from '@keyguard/server-verifier/ip';
+import { isAddressRange } from '../http/addresses.ts';
 import { operation, type Operation } from '../http/operations.ts';
 import { idParams, pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
 import { printable } from '../http/text.ts';
@@ -14,7 +14,7 @@ const MAX_OVERLAP_SECONDS = 7 * 24 * 60 * 60;
 const name = printable(1, 100);
 const scopes = z.array(z.enum(PERMISSION_NAMES)).min(1).max(PERMISSION_NAMES.length).describe('The most that the account may ever do, whatever it owns and whatever roles it holds.');
 const ipAllowlist = z
-  .array(z.string().max(64).refine(isAddress, 'is neither an IP address nor a CIDR range'))
+  .array(z.string().max(64).refine(isAddressRange, 'is neither an IP address nor a CIDR range'))
   .min(1)
   .max(100)
   .nullable()
@@ -156,15 +156,6 @@ export function serviceAccountOperations({ accounts, clock }: ServiceAccountOper
       },
     ),
   ];
-}
-
-function isAddress(entry: string): boolean {
-  try {
-    ipMatcher([entry]);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function msOf(end: string | null): number | null {

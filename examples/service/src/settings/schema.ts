@@ -2,8 +2,8 @@
  * What can be set while the service runs: each policy with its bounds and its meaning, and the rules that hold between them. What
  * is stored and sent is a document in groups, of which only what somebody has set is there; what is in force is complete.
  */
-import { ipMatcher } from '@keyguard/server-verifier/ip';
 import * as z from 'zod';
+import { isAddressRange } from '../http/addresses.ts';
 
 const DAY_SECONDS = 24 * 60 * 60;
 const MINUTE_SECONDS = 60;
@@ -11,15 +11,6 @@ const MAX_RANGES = 200;
 
 const STEP_UP_ACTIONS = ['reveal', 'share', 'approve'] as const;
 export type StepUpAction = (typeof STEP_UP_ACTIONS)[number];
-
-function isRange(entry: string): boolean {
-  try {
-    ipMatcher([entry]);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 const lifeDays = z.int().min(1).max(3650).nullable();
 
@@ -47,7 +38,7 @@ const GROUPS = {
   }),
   network: z.strictObject({
     control_plane_allowlist: z
-      .array(z.string().max(64).refine(isRange, 'must be an IP address or a CIDR range'))
+      .array(z.string().max(64).refine(isAddressRange, 'must be an IP address or a CIDR range'))
       .min(1, 'must name at least one address or range; 0.0.0.0/0 and ::/0 are all there are')
       .max(MAX_RANGES)
       .describe('From which addresses people and programs may use the control plane. Devices have allowlists of their own.'),

@@ -70,7 +70,7 @@ export async function openKeyStage(options: SecretStageOptions = {}): Promise<Ke
   const provider = await startProvider();
   const { sql, keys, audit, clock } = stage;
   const access = createAccess({ rowMacKey: keys.rowMacKey, clock });
-  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock });
+  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock, onChanged: () => {} });
   const settings = { every_days: 90, overlap_s: 3600 };
   const configured = new Map(PROVIDERS.map((one) => [one.name, upstreamOf(one, `${provider.origin}${one.baseUrlSuffix}`)!] as const));
   return {

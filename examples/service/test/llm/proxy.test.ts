@@ -581,7 +581,7 @@ describe('stopping and cutting off', () => {
 });
 
 describe('llmProxy', () => {
-  const seams = { providerKeys: async () => null, audit: async () => {}, recheck: async () => {}, onFault: () => {} };
+  const seams = { providerKeys: async () => null, modelLists: () => [], audit: async () => {}, recheck: async () => {}, onFault: () => {} };
 
   it.each([{ idleTimeoutMs: 0 }, { connectTimeoutMs: Number.NaN }, { callTimeoutMs: 2 ** 31 }, { maxEventBytes: 1000 }, { seamTimeoutMs: 1.5 }])('refuses the limits %o', (limits) => {
     expect(() => llmProxy({ ...seams, limits })).toThrow(expect.objectContaining({ code: 'invalid_option' }));

@@ -89,6 +89,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
   const faults: unknown[] = [];
   const proxy = llmProxy({
     providerKeys: async () => ({ upstream, apiKeyId: null, apiKey }),
+    modelLists: () => [],
     audit: async (event) => events.push(event),
     recheck: (keyId, ip) => verifier.recheck(keyId, ip),
     onFault: (error) => faults.push(error),

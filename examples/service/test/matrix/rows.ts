@@ -105,6 +105,8 @@ export const ROWS: Readonly<Record<string, Row>> = {
   revokeEnrollmentCode: { call: async (world) => ({ params: { id: (await newEnrollmentCode(world)).id } }), answers: owners(204, { administrator: 204 }) },
   listDevices: { answers: signedIn(200) },
   getDevice: { call: device, answers: owners(200, { administrator: 200 }) },
+  // Limits are an administrator's to set, for they bind the owner.
+  updateDevice: { call: async (world) => ({ ...(await device(world)), body: { requests_per_minute: 60 } }), answers: owners(403, { administrator: 200 }) },
   approveDevice: { call: device, answers: owners(403, { administrator: 200 }) },
   suspendDevice: { call: device, answers: owners(409, { administrator: 409 }) },
   resumeDevice: { call: device, answers: owners(409, { administrator: 409 }) },
