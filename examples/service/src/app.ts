@@ -14,6 +14,7 @@ import { signedRoutesCors } from './http/cors.ts';
 import { errorProblems, routeNotFound, sendRejectionProblem } from './http/problems.ts';
 import { refusalsOnRecord, type Refusal } from './http/refusals.ts';
 import { requestContext } from './http/request-context.ts';
+import type { RouteHead } from './llm/body-limits.ts';
 import type { LlmProxy } from './llm/routes.ts';
 
 export interface AppOptions {
@@ -29,6 +30,8 @@ export interface AppOptions {
   readonly enrollment: Enrollment;
   readonly rotation: Rotation;
   readonly proxy: LlmProxy;
+  /** How large the body of a call may be; never more than the verifier's policy lets in. */
+  readonly maxBodyBytes: (head: RouteHead) => number;
   /** Sets who is calling, or throws. */
   readonly authenticate: Authenticate;
   /** On which somebody opens a one-time link: for people without a name here. */
@@ -63,7 +66,7 @@ export function createApp(options: AppOptions): Express {
   };
   // First, and in a router of its own, which compares the path once and not for each of its steps: most requests are for it.
   const proxied = express.Router({ caseSensitive: true, strict: true });
-  proxied.use(cors, proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), seen, proxy.handler);
+  proxied.use(cors, proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection, maxBodyBytes: options.maxBodyBytes }), seen, proxy.handler);
   app.use(['/proxy', '/v1'], proxied);
   app.use('/api/keyguard', cors, enrollmentRouter({ verifier, enrollment, rotation, sendRejection: sendRejectionProblem }));
 

@@ -47,6 +47,8 @@ export interface Config {
   readonly prices: PriceDocument;
   readonly requestsPerMinute: number;
   readonly enrollmentsPerMinute: number;
+  /** The largest file that a call may bring. */
+  readonly maxUploadBytes: number;
   /** Exact origins whose pages may call the proxy and the enrollment routes. */
   readonly allowedOrigins: ReadonlySet<string>;
   /** How many proxies stand between the callers and this process. */
@@ -92,6 +94,7 @@ export class ConfigError extends Error {
   }
 }
 
+const MEBIBYTE = 1024 * 1024;
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
@@ -234,6 +237,7 @@ const schema = z.object({
   KEYGUARD_OIDC_SIGN_UP_DOMAINS: domainList,
   KEYGUARD_REQUESTS_PER_MINUTE: integer(600, 1, 1_000_000),
   KEYGUARD_ENROLLMENTS_PER_MINUTE: integer(20, 1, 100_000),
+  KEYGUARD_MAX_UPLOAD_BYTES: integer(64 * MEBIBYTE, MEBIBYTE, 1024 * MEBIBYTE),
   KEYGUARD_ALLOWED_ORIGINS: originList,
   KEYGUARD_UPSTREAM_ORIGINS: upstreamOriginList,
   KEYGUARD_PRICES_FILE: z.string().optional(),
@@ -358,6 +362,7 @@ export function readConfig(environment: Environment, folder: string): Config {
           },
     requestsPerMinute: env.KEYGUARD_REQUESTS_PER_MINUTE,
     enrollmentsPerMinute: env.KEYGUARD_ENROLLMENTS_PER_MINUTE,
+    maxUploadBytes: env.KEYGUARD_MAX_UPLOAD_BYTES,
     allowedOrigins: env.KEYGUARD_ALLOWED_ORIGINS,
     trustedHops: env.TRUST_PROXY,
     logLevel: env.LOG_LEVEL,

@@ -78,6 +78,7 @@ import { openDeploymentKeys } from './keys/hierarchy.ts';
 import { runKekRotation } from './keys/kek-rotation.ts';
 import { keyOperations } from './keys/operations.ts';
 import type { SealedTable } from './keys/sealed-tables.ts';
+import { bodyLimits, MAX_CALL_BYTES } from './llm/body-limits.ts';
 import { callAuditEntry } from './llm/call-events.ts';
 import { startDemoUpstream } from './llm/demo-upstream.ts';
 import { PROVIDERS } from './llm/providers.ts';
@@ -113,7 +114,8 @@ import { priceList } from './usage/prices.ts';
 import { usageProjection } from './usage/projection.ts';
 import { settingsOperations } from './settings/operations.ts';
 
-const MEBIBYTE = 1024 * 1024;
+const MAX_UNVERIFIED_BYTES = 256 * 1024 * 1024;
+const UPLOADS_AT_A_TIME = 4;
 const DRAIN_MS = 28_000;
 const STOP_MS = 30_000;
 const PURGE_EVERY_MS = 60_000;
@@ -231,7 +233,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const origins = (config.publicOrigin === null ? loopback : [config.publicOrigin]) as [string, ...string[]];
   const policy: PolicyOptions = {
     authorities: origins.map((origin) => new URL(origin).host),
-    maxBodyBytes: 32 * MEBIBYTE,
+    maxBodyBytes: Math.max(MAX_CALL_BYTES, config.maxUploadBytes),
+    maxUnverifiedBytes: Math.max(MAX_UNVERIFIED_BYTES, UPLOADS_AT_A_TIME * config.maxUploadBytes),
     requestsPerMinute: config.requestsPerMinute,
   };
 
@@ -394,6 +397,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       allowedOrigins: config.allowedOrigins,
       isSecure: origins[0].startsWith('https:'),
       authorities: policy.authorities,
+      maxBodyBytes: bodyLimits(config.maxUploadBytes),
       controlPlaneAllowlist: () => settings.current().network.control_plane_allowlist,
       health: healthRoutes({
         sql,

@@ -10,6 +10,8 @@ import type { IncomingRequest } from './recipe.ts';
 import type { Rotation } from './rotation.ts';
 import type { Verifier } from './verifier.ts';
 
+const MAX_STATUS_BODY_BYTES = 4096;
+
 /** The recipes behind the routes. */
 export interface DeviceRoutesOptions {
   readonly verifier: Verifier;
@@ -55,7 +57,7 @@ export function deviceRoutes({ verifier, enrollment, rotation }: DeviceRoutesOpt
       path: '/status',
       clock: verifier,
       async answer(incoming) {
-        const { device } = await verifier.verify(incoming, { insecureAnyStatus: true });
+        const { device } = await verifier.verify(incoming, { insecureAnyStatus: true, maxBodyBytes: () => MAX_STATUS_BODY_BYTES });
         const nowMs = verifier.nowMs();
         return answered(200, { ...describe(device), key_state: keyStateAt(device, nowMs), server_time: seconds(nowMs) });
       },

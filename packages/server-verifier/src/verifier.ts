@@ -4,8 +4,9 @@
  *
  * @see docs/spec/request-signing.md
  */
+import { UsageError } from '@keyguard/core/errors';
 import type { Bytes, Device, RateDecision } from '@keyguard/core/seams';
-import { verifyBody } from '@keyguard/core/verify';
+import { verifyBody, type SignedHead } from '@keyguard/core/verify';
 import type { CoveredHeader } from '@keyguard/core/canonical';
 import type { Policy } from './policy.ts';
 import {
@@ -51,10 +52,16 @@ export interface VerifiedRequest {
   readonly rate: RateDecision;
 }
 
-/** What one call of {@link Verifier.verify} may be let off. */
+/** What one call of {@link Verifier.verify} may be let off, or held to. */
 export interface VerifyOptions {
   /** Lets a device that is not active, or a retired key, ask for its own state. For the status route only. */
   readonly insecureAnyStatus?: boolean;
+  /**
+   * The largest body of a request with that head, in bytes, where it is less than the policy's: for routes that take different
+   * bodies. Never raises the policy's limit. Asked once per request, for a head whose signature is proven, before the body is read.
+   * MUST answer at once; where it throws, or answers with what is no non-negative integer, nothing is let through.
+   */
+  readonly maxBodyBytes?: (head: SignedHead) => number;
 }
 
 /** The recipe by which requests are let through. Frozen. */
@@ -88,9 +95,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
   return Object.freeze({
     policy: context.policy,
     nowMs: () => readClock(context),
-    verify(incoming: IncomingRequest, { insecureAnyStatus = false }: VerifyOptions = {}): Promise<VerifiedRequest> {
+    verify(incoming: IncomingRequest, verifyOptions: VerifyOptions = {}): Promise<VerifiedRequest> {
       const proven = { keyId: null, deviceId: null };
-      return reporting(context, incoming, proven, () => verifyInOrder(context, incoming, insecureAnyStatus, proven));
+      return reporting(context, incoming, proven, () => verifyInOrder(context, incoming, verifyOptions, proven));
     },
     async recheck(keyId: string, ip: string | null): Promise<Device> {
       const device = await findDevice(context, keyId);
@@ -104,7 +111,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
 async function verifyInOrder(
   context: VerifierContext,
   incoming: IncomingRequest,
-  anyStatus: boolean,
+  { insecureAnyStatus: anyStatus = false, maxBodyBytes }: VerifyOptions,
   proven: { keyId: string | null; deviceId: string | null },
 ): Promise<VerifiedRequest> {
   const { policy, deviceLimiter } = context;
@@ -117,7 +124,7 @@ async function verifyInOrder(
   // Not a byte of a body is held for callers who have not proven a key.
   const device = await findSigner(context, head, 'keyguard-v1');
   const { limiterKey, holder } = accountOf(context, device);
-  const body = await incoming.body(policy, holder);
+  const body = await incoming.body(maxBodyBytes === undefined ? policy : bodyPolicy(policy, maxBodyBytes(head)), holder);
   await verifyBody(head, body, context.primitives);
   proven.deviceId = device.deviceId;
 
@@ -154,4 +161,10 @@ async function verifyInOrder(
     verifiedAtMs: readClock(context),
     rate,
   });
+}
+
+/** The policy under which a body of at most `bytes` is read. @throws UsageError `invalid_option` */
+function bodyPolicy(policy: Policy, bytes: number): Policy {
+  if (!Number.isSafeInteger(bytes) || bytes < 0) throw new UsageError('invalid_option', 'maxBodyBytes must answer with a non-negative integer.');
+  return bytes >= policy.maxBodyBytes ? policy : { ...policy, maxBodyBytes: bytes };
 }

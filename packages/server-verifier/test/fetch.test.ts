@@ -277,6 +277,14 @@ describe('the body', () => {
     expect(announced.pulls()).toBe(0);
   });
 
+  it('over the limit of its route is read no further', async () => {
+    const door = open({ maxBodyBytes: 1000 }, { maxBodyBytes: ({ method }) => (method === 'POST' ? 10 : 0) });
+    const { stream, pulls } = streamOf(Array.from({ length: 100 }, () => utf8('xxxx')));
+    expect(await codeOf(door, await signed({ body: 'x'.repeat(400), sentBody: stream }))).toBe('body_too_large');
+    expect(pulls()).toBe(3);
+    expect(await codeOf(door, await signed({ body: 'x'.repeat(10) }))).toBeNull();
+  });
+
   it.each(['', '-1', 'x', '1', '7, 7', '99999999999999999999', '1e9'])('is read whatever its length is said to be: %j', async (length) => {
     const text = 'x'.repeat(3000);
     const { verified } = await open().verify(

@@ -37,6 +37,39 @@ async function benchOf(members: Partial<Device>, options: Parameters<typeof open
 }
 
 describe('the body', () => {
+  it('is held to what its route takes, and never to more than the policy', async () => {
+    const bench = openBench({ policy: { authorities: [AUTHORITY], maxBodyBytes: 1000 } });
+    const key = await bench.enrolledKey();
+    const limits: number[] = [];
+    const verify = async (target: string, more: Parameters<typeof incoming>[1] = {}): Promise<unknown> =>
+      bench.verifier.verify(await incoming(key, { target, read: ({ maxBodyBytes }) => (limits.push(maxBodyBytes), utf8('{}')), ...more }), {
+        maxBodyBytes: ({ path, contentType }) => (contentType === 'application/json' && path === '/small' ? 10 : 5000),
+      });
+    await verify('/small?x=1');
+    await verify('/large');
+    expect(limits).toEqual([10, 1000]);
+  });
+
+  it('of a route whose limit cannot be told is not read, and nobody is let through', async () => {
+    const bench = openBench();
+    const key = await bench.enrolledKey();
+    for (const answer of [Number.NaN, -1, 1.5, Number.POSITIVE_INFINITY, '10' as unknown as number, undefined as unknown as number]) {
+      const request = await incoming(key);
+      await expect(bench.verifier.verify(request, { maxBodyBytes: () => answer })).rejects.toMatchObject({ code: 'invalid_option' });
+      expect(request.reads.count).toBe(0);
+    }
+    const request = await incoming(key);
+    const broken = (): never => {
+      throw new Error('broken');
+    };
+    await expect(bench.verifier.verify(request, { maxBodyBytes: broken })).rejects.toMatchObject({ name: 'UnavailableError' });
+    expect(request.reads.count).toBe(0);
+    const forgery = forged(await incoming(key));
+    let asked = 0;
+    await expect(bench.verifier.verify(forgery, { maxBodyBytes: () => (asked += 1) })).rejects.toMatchObject({ code: 'signature_invalid' });
+    expect(asked).toBe(0);
+  });
+
   it('is asked for once, and for a signed head only', async () => {
     const bench = openBench({ policy: { authorities: [AUTHORITY], ipAllowlist: ['192.0.2.0/24'] } });
     const key = await bench.enrolledKey();

@@ -85,6 +85,7 @@ export const anthropic: Provider = Object.freeze({
   aliases: new Map<string, string>(),
   refusal: (rest: string) => (rest.startsWith('v1/') ? null : 'route_unknown'),
   models,
+  bodySize: (rest: string, form: boolean) => (/^v1\/models(?:\/|$)/.test(rest) ? 'small' : form && rest === 'v1/files' ? 'upload' : 'call'),
   query: (query: string) => query,
   requestHeaders: new Set(['anthropic-beta', 'anthropic-user-profile-id', 'anthropic-version', 'anthropic-workspace-id', 'idempotency-key']),
   responseHeaders: new Set(['request-id', 'x-should-retry']),

@@ -5,7 +5,7 @@
  */
 import type { Failure } from './failures.ts';
 import { ELSEWHERE, modelsInBody, NO_MODEL, UNCLEAR, type CallModels, type ModelQuestion } from './models.ts';
-import { namesOpenaiModel, openaiAsks, openaiErrorBody, openaiErrorEvent, openaiMeter, openaiModels, openaiSpends } from './openai.ts';
+import { namesOpenaiModel, openaiAsks, openaiBodySize, openaiErrorBody, openaiErrorEvent, openaiMeter, openaiModels, openaiSpends } from './openai.ts';
 import type { Asked, KeyOptions, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/azure/';
@@ -45,6 +45,7 @@ export const azure: Provider = Object.freeze({
   // Lists of models and deployments, files and the like stand directly below: openai/models?api-version=…
   refusal: (rest: string) => (rest.startsWith('openai/') && rest.length > 'openai/'.length ? null : 'route_unknown'),
   models,
+  bodySize: (rest: string, form: boolean) => openaiBodySize(below(rest) ?? rest.slice('openai/'.length), form),
   query: (query: string) =>
     query
       .split('&')

@@ -129,6 +129,8 @@ export const google: Provider = Object.freeze({
   aliases: new Map<string, string>(),
   refusal,
   models,
+  // Its uploads are not handed on: what else is large stands inside a call.
+  bodySize: (rest: string) => (/:(?:batchEmbedContents|embedContent)$|^[^/]+\/models(?:\/[^/:]+)?$/.test(rest) ? 'small' : 'call'),
   query: (query: string) =>
     parametersOf(query)
       .filter((parameter) => !CREDENTIALS.has(nameOf(parameter)))

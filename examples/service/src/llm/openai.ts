@@ -6,7 +6,7 @@
 import type { Failure } from './failures.ts';
 import { bound, count, member, parsed, text } from './metering.ts';
 import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
-import type { Asked, Meter, Provider } from './provider.ts';
+import type { Asked, BodySize, Meter, Provider } from './provider.ts';
 
 const PREFIX = '/proxy/openai/v1/';
 
@@ -102,6 +102,15 @@ export function openaiModels(rest: string, question: ModelQuestion): CallModels 
   return question.method === 'GET' && /^models(?:\/[^/]+)?$/.test(rest) ? NO_MODEL : ELSEWHERE;
 }
 
+const SMALL = /^(?:embeddings|moderations|models)(?:\/|$)/;
+const UPLOADS = /^(?:files|audio\/(?:transcriptions|translations)|images\/(?:edits|variations)|uploads\/[^/]+\/parts)$/;
+
+/** `rest` as in {@link openaiErrorEvent}. */
+export function openaiBodySize(rest: string, form: boolean): BodySize {
+  if (SMALL.test(rest)) return 'small';
+  return form && UPLOADS.test(rest) ? 'upload' : 'call';
+}
+
 export const openai: Provider = Object.freeze({
   name: 'openai',
   title: 'OpenAI',
@@ -113,6 +122,7 @@ export const openai: Provider = Object.freeze({
   aliases: new Map([['/v1/chat/completions', 'chat/completions']]),
   refusal: () => null,
   models: openaiModels,
+  bodySize: openaiBodySize,
   query: (query: string) => query,
   requestHeaders: new Set(['openai-beta', 'openai-organization', 'openai-project', 'idempotency-key']),
   responseHeaders: new Set(['retry-after-ms', 'x-should-retry']),

@@ -36,6 +36,9 @@ export interface Asked {
   readonly maxOutputTokens: number | null;
 }
 
+/** How much a route takes: little, as much as a call may hold, or files, for which the operator sets the limit. */
+export type BodySize = 'small' | 'call' | 'upload';
+
 /** What a stored key may say beside its value, where its provider's keys may. */
 export interface KeyOptions {
   readonly deployment: string | null;
@@ -82,6 +85,8 @@ export interface Provider {
   refusal(rest: string, query: string): FailureCode | null;
   /** Which models a call of that path runs, for those who are held to some. Asked of nothing that {@link Provider.refusal} refuses. */
   models(rest: string, question: ModelQuestion): CallModels;
+  /** How large a body of that path may be; `form` where it is `multipart/form-data`. */
+  bodySize(rest: string, form: boolean): BodySize;
   /** What of a signed query is handed on: everything but credentials. */
   query(query: string): string;
   /** Covered headers that mean something to this provider, lower-case. No other header of the caller's is handed on. */

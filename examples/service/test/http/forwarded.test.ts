@@ -62,6 +62,7 @@ describe.each([0, 1, 2])('with %i proxies in front', (hops) => {
       allowedOrigins: new Set(),
       isSecure: false,
       authorities: ['localhost'],
+      maxBodyBytes: () => 0,
       controlPlaneAllowlist: () => allowlist,
       health: Router(),
       verifier: createVerifier(seams),

@@ -16,6 +16,7 @@ import { memoryDeviceRegistry, memoryKeyStore, memoryReplayStore, type MemoryDev
 import type { Bytes, Clock, ReplayStore, SigningKey } from '@keyguard/core/seams';
 import { webCryptoRandom } from '@keyguard/core/system';
 import { createEnrollment, createVerifier, generateEnrollmentCode, hashEnrollmentCode, nodePrimitives } from '@keyguard/server-verifier';
+import { bodyLimits, MAX_CALL_BYTES } from '../../src/llm/body-limits.ts';
 import type { CallEvent } from '../../src/llm/call-events.ts';
 import { openai } from '../../src/llm/openai.ts';
 import { upstreamOf } from '../../src/llm/providers.ts';
@@ -66,9 +67,10 @@ export interface StageOptions extends Partial<LlmProxyOptions> {
   /** Through which the client sends what it has signed. */
   readonly clientFetch?: typeof fetch;
   readonly replayStore?: ReplayStore;
+  readonly maxUploadBytes?: number;
 }
 
-export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock, clientFetch, replayStore = memoryReplayStore({ startedAtMs: 0 }), ...options }: StageOptions): Promise<Stage> {
+export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock, clientFetch, replayStore = memoryReplayStore({ startedAtMs: 0 }), maxUploadBytes = 64 * 1024 * 1024, ...options }: StageOptions): Promise<Stage> {
   const app = express().disable('x-powered-by');
   const server = createServer(app);
   const port = await listen(server);
@@ -77,7 +79,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
   const registry = memoryDeviceRegistry();
   const unlimited = { requestsPerMinute: 1_000_000, requestsPerMinutePerIp: 1_000_000 };
   const seams = {
-    policy: { authorities: [authority], ...unlimited },
+    policy: { authorities: [authority], maxBodyBytes: Math.max(MAX_CALL_BYTES, maxUploadBytes), ...unlimited },
     registry,
     replayStore,
     primitives: nodePrimitives(),
@@ -95,7 +97,7 @@ export async function startStage({ upstream, apiKey = PROVIDER_KEY, clientClock,
     onFault: (error) => faults.push(error),
     ...options,
   });
-  app.use(['/proxy', '/v1'], proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection }), proxy.handler);
+  app.use(['/proxy', '/v1'], proxy.refuseUpgrades, keyguard(verifier, { sendRejection: proxy.sendRejection, maxBodyBytes: bodyLimits(maxUploadBytes) }), proxy.handler);
 
   const code = generateEnrollmentCode(webCryptoRandom());
   registry.addCode({ codeHash: hashEnrollmentCode(code)!, ownerId: 'owner', projectId: 'project', expiresAtMs: Date.now() + 60_000 });
