@@ -17,6 +17,7 @@ import { asUser, asVerifier } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
+import { scopesOf } from '../service-accounts/standing.ts';
 import { shareFields, shareGrant, type ShareGrant } from './shares.ts';
 import { grantees } from './shares-grantees.ts';
 import { generateLinkToken, hashLinkToken } from './shares-link-token.ts';
@@ -113,6 +114,9 @@ export function createLinks({ sql, keys, audit, access, secrets, limits, clock =
   /** The value, as far as whoever made the link could still share it and read it. */
   async function valueFor(row: LinkRow): Promise<string | null> {
     const maker = absent(row.created_by);
+    // A program hands out no more than it may do itself, and nothing once it may not come in.
+    const scopes = await scopesOf(sql, rowMacKey, clock, row.created_by);
+    if (scopes !== null && !['secrets:share' as const, ...GRANTED].every((permission) => scopes.has(permission))) return null;
     try {
       const isShared = await asUser(sql, row.created_by, async (tx) => {
         // Links are for people outside: who may not come in hands nothing out, not even of their own.

@@ -8,12 +8,11 @@ import type { RowMacKey, SqlClient } from '@keyguard/storage-node/postgres';
 import type { ServiceAccount } from '../auth/principal.ts';
 import { asAuth } from '../db/as-user.ts';
 import type { KeyedHash } from '../keys/hierarchy.ts';
-import { PERMISSION_NAMES, type Permission } from '../roles/permissions.ts';
-import { COLUMNS, grantOf, isAccountIntact, timeOf, type AccountRow, type ServiceAccountGrant } from './rows.ts';
+import { grantOf, isAccountIntact, timeOf, type ServiceAccountGrant } from './rows.ts';
+import { objectionTo, scopesIn, STANDING_COLUMNS, type StandingRow } from './standing.ts';
 import { hashOf, isSameHash, prefixOf } from './tokens.ts';
 
 const TOUCH_EVERY_MS = 60_000;
-const KNOWN: ReadonlySet<string> = new Set(PERMISSION_NAMES);
 // Compared with where there is no row, so that this takes as long.
 const NO_HASH = 'A'.repeat(43);
 
@@ -36,18 +35,13 @@ export interface ServiceAccountAuthenticationOptions {
   readonly onTampered: (accountId: string) => void;
 }
 
-interface FoundRow extends AccountRow {
-  owner_is_disabled: boolean;
-}
-
 export function serviceAccountAuthentication(options: ServiceAccountAuthenticationOptions): ServiceAccountAuthentication {
   const { sql, rowMacKey, hashToken, clock, record, onTampered } = options;
 
   /** Why a right token does not count; `null` where it does. */
-  function objection(grant: ServiceAccountGrant, row: FoundRow, isPrevious: boolean, ip: string | null, nowMs: number): string | null {
-    if (grant.disabled !== null) return 'disabled';
-    if (row.owner_is_disabled) return 'owner_disabled';
-    if (grant.expiresAtMs !== null && nowMs >= grant.expiresAtMs) return 'expired';
+  function objection(grant: ServiceAccountGrant, row: StandingRow, isPrevious: boolean, ip: string | null, nowMs: number): string | null {
+    const reason = objectionTo(grant, row, nowMs);
+    if (reason !== null) return reason;
     if (isPrevious && nowMs >= grant.previous!.expiresAtMs) return 'replaced';
     return grant.ipAllowlist === null || ipMatcher(grant.ipAllowlist)(ip) ? null : 'address_not_allowed';
   }
@@ -77,16 +71,15 @@ export function serviceAccountAuthentication(options: ServiceAccountAuthenticati
         userId: row.id,
         actor: `service_account:${row.id}`,
         isAdministrator: false,
-        scopes: new Set(grant.scopes.filter((name): name is Permission => KNOWN.has(name))),
+        scopes: scopesIn(grant),
       };
     },
   };
 
-  async function look(prefix: string): Promise<FoundRow | undefined> {
+  async function look(prefix: string): Promise<StandingRow | undefined> {
     const { rows } = await asAuth(sql, (tx) =>
-      tx.query<FoundRow>(
-        `SELECT ${COLUMNS}, EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = owner_id) AS owner_is_disabled
-          FROM keyguard.service_accounts WHERE token_prefix = $1 OR previous_prefix = $1`,
+      tx.query<StandingRow>(
+        `SELECT ${STANDING_COLUMNS} FROM keyguard.service_accounts WHERE token_prefix = $1 OR previous_prefix = $1`,
         [prefix],
       ),
     );
@@ -94,7 +87,7 @@ export function serviceAccountAuthentication(options: ServiceAccountAuthenticati
   }
 
   /** At most once a minute: a program that calls a thousand times a second writes no thousand rows. */
-  async function touch(row: FoundRow, nowMs: number): Promise<void> {
+  async function touch(row: StandingRow, nowMs: number): Promise<void> {
     const last = timeOf(row.last_used_at_ms);
     if (last !== null && nowMs < last + TOUCH_EVERY_MS) return;
     await asAuth(sql, (tx) =>

@@ -65,6 +65,36 @@ describe('a link', () => {
     expect((await entriesOf(link)).filter(({ outcome }) => outcome === 'success')).toHaveLength(1);
   });
 
+  it('of a program opens while the program may come in and share', async () => {
+    const account = (await as(owner, 'POST', '/api/service-accounts', { name: `robot ${randomUUID()}`, scopes: ['secrets:create', 'secrets:read', 'secrets:reveal', 'secrets:share'] })).json;
+    const robot = (path: string, body: object): Promise<CallAnswer> => stage.call('POST', path, { token: account.token, body });
+    const own = (await robot('/api/secrets', { name: `of a program ${randomUUID()}`, value: VALUE })).json.id;
+    const made = await robot(`/api/secrets/${own}/links`, { max_views: 10 });
+    expect(made.status, made.text).toBe(201);
+    const link: Link = made.json;
+    expect((await openLink(link.token)).json.value).toBe(VALUE);
+    const change = async (body: object): Promise<void> => {
+      const answer = await as(owner, 'PATCH', `/api/service-accounts/${account.id}`, body);
+      expect(answer.status, answer.text).toBe(200);
+    };
+    const opens = async (): Promise<number> => (await openLink(link.token)).status;
+    expect((await as(owner, 'POST', `/api/service-accounts/${account.id}/disable`)).status).toBe(200);
+    expect(await opens()).toBe(404);
+    expect((await as(owner, 'POST', `/api/service-accounts/${account.id}/enable`)).status).toBe(200);
+    expect(await opens()).toBe(200);
+    await change({ scopes: ['secrets:read', 'secrets:reveal'] });
+    expect(await opens()).toBe(404);
+    await change({ scopes: ['secrets:reveal', 'secrets:share'] });
+    expect(await opens()).toBe(404);
+    await change({ scopes: ['secrets:read', 'secrets:reveal', 'secrets:share'] });
+    expect(await opens()).toBe(200);
+    await stage.sql.query('UPDATE keyguard.service_accounts SET expires_at_ms = 1 WHERE id = $1', [account.id]);
+    expect(await opens()).toBe(404);
+    expect((await as(owner, 'DELETE', `/api/service-accounts/${account.id}`)).status).toBe(204);
+    expect(await opens()).toBe(404);
+    expect((await entriesOf(link)).filter(({ code }) => code === 'no_longer_shared')).toHaveLength(5);
+  });
+
   it('answers alike whatever it does not open for', async () => {
     const used = await newLink();
     await openLink(used.token);
