@@ -144,6 +144,7 @@ export function envFiles({ sql, store }: { readonly sql: SqlClient; readonly sto
         const made: SealedVersion[] = [];
         for (const { before, next } of updates) {
           const { secret } = await rows.lockSecret(tx, principal, before!.id, 'secrets:update');
+          parts.demandCurrentOrOwn(principal, secret);
           const version = secret.revision === before!.revision ? next!(secret) : null;
           if (version === null) throw new Changed();
           made.push(version);

@@ -27,3 +27,8 @@ export function defaultExpiry({ default_life_days: days }: SecretLives, ofValueM
   const earliestMs = Math.min(ofValueMs ?? Infinity, days === null ? Infinity : nowMs + days * DAY_MS);
   return earliestMs === Infinity ? null : earliestMs;
 }
+
+/** The end that a new value brings along for a secret that is there already, and the longest life at the latest. */
+export function longestExpiry({ max_life_days: days }: SecretLives, ofValueMs: number, nowMs: number): number {
+  return Math.min(ofValueMs, days === null ? Infinity : nowMs + days * DAY_MS);
+}

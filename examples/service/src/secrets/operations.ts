@@ -84,7 +84,7 @@ export function secretOperations({ sql, store, clock = systemClock }: SecretOper
         description: 'A variable that is there under its name gets a new version, unless the value is the same. A dry run says what would be done.',
         body: importBody,
         answers: { 200: { description: 'What was done, or would be', json: importReport } },
-        problems: ['not_found'],
+        problems: ['not_found', 'secret_expired'],
       },
       async ({ body: { text, project_id: projectId, tags, dry_run: dryRun }, principal }) => ({
         json: importJson(await files.importFile(principal, { text, projectId, tags, dryRun })),
@@ -123,7 +123,7 @@ export function secretOperations({ sql, store, clock = systemClock }: SecretOper
         params: secretParams,
         body: patchBody,
         answers: { 200: { description: 'The secret as it is now', json: secret } },
-        problems: ['not_found', 'name_taken', 'precondition_failed', 'integrity_failed'],
+        problems: ['not_found', 'name_taken', 'secret_expired', 'precondition_failed', 'integrity_failed'],
       },
       async ({ params: { id }, body, principal, ifMatch }) => {
         const expiresAtMs = expiryIn(body, clock.nowMs());
@@ -172,7 +172,7 @@ export function secretOperations({ sql, store, clock = systemClock }: SecretOper
         params: secretParams,
         body: versionBody,
         answers: { 201: { description: 'The secret with its new version', json: storedSecret } },
-        problems: ['not_found', 'precondition_failed', 'integrity_failed'],
+        problems: ['not_found', 'secret_expired', 'precondition_failed', 'integrity_failed'],
       },
       async ({ params: { id }, body, principal, ifMatch }) => {
         const { value, made } = await valueOf(body);

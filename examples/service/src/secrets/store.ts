@@ -16,7 +16,7 @@ import { asUser } from '../db/as-user.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
-import { allowedExpiry, defaultExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
+import { allowedExpiry, defaultExpiry, longestExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
 import { newestOf } from './newest.ts';
 import { notIntact, sealedIn, secretMac, secretRows, versionPlace, type HeldSecret, type SealedRow, type Secret, type SecretRows } from './rows.ts';
 import type { OnTamperedShare } from './shares.ts';
@@ -108,6 +108,8 @@ export interface SecretStore {
     revealEntry(principal: Principal, revealed: Revealed, more?: Readonly<Record<string, JsonValue>>): AuditEntry;
     /** @throws HttpProblem `not_found` where the caller may store nothing in this project */
     demandProject(tx: SqlTransaction, principal: Principal, projectId: string | null): Promise<void>;
+    /** That a secret which has expired is changed by its owner alone. @throws HttpProblem `secret_expired` */
+    demandCurrentOrOwn(principal: Principal, secret: Secret): void;
     sealNew(principal: Principal, secret: NewSecret): Promise<SealedVersion>;
     /** `value` as the next version of `secret`, or as one of those after it, where others are faster. */
     sealNext(secret: Secret, value: string, options: NextOptions): Promise<NextVersion>;
@@ -138,6 +140,16 @@ export function stateOf({ revision }: Secret): string {
 function demandState(secret: Secret, ifMatch: IfMatch): void {
   if (ifMatch !== null && !ifMatch.includes(stateOf(secret))) {
     throw new HttpProblem('precondition_failed', 'Somebody has changed this secret since you saw it: read it again.');
+  }
+}
+
+/**
+ * That a secret is past its date is for its owner alone to end: whoever may change it could read it else, by giving it another date.
+ * @throws HttpProblem `secret_expired`
+ */
+function demandCurrentOrOwn({ expiresAtMs, ownerId }: Secret, principal: Principal, nowMs: number): void {
+  if (expiresAtMs !== null && expiresAtMs <= nowMs && ownerId !== principal.userId) {
+    throw new HttpProblem('secret_expired', 'This secret has expired. Only its owner gives it another date or a new value.');
   }
 }
 
@@ -219,6 +231,8 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
       if (!isOpen || !allowed.has('secrets:create')) throw new HttpProblem('not_found', 'There is no project of that id in which you may store secrets.');
     },
 
+    demandCurrentOrOwn: (principal, secret) => demandCurrentOrOwn(secret, principal, clock.nowMs()),
+
     async sealNew(principal, { name, type, value, tags, projectId, expiresAtMs }) {
       const examined = examine(type, value);
       const now = clock.nowMs();
@@ -245,7 +259,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
           currentVersion,
           revision: before.revision + 1,
           // What a person has set stays, unless the value itself says until when it is good.
-          expiresAtMs: wanted !== undefined ? wanted : (examined.expiresAtMs ?? before.expiresAtMs),
+          expiresAtMs: wanted !== undefined ? wanted : examined.expiresAtMs === null ? before.expiresAtMs : longestExpiry(lives(), examined.expiresAtMs, clock.nowMs()),
           updatedAtMs: Math.max(clock.nowMs(), before.updatedAtMs),
         };
         return { secret: next, sealed: envelope, reason };
@@ -336,6 +350,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
         const done = await asUser(sql, principal.userId, async (tx) => {
           const held = await rows.lockSecret(tx, principal, id, 'secrets:update');
           demandState(held.secret, ifMatch);
+          demandCurrentOrOwn(held.secret, principal, clock.nowMs());
           const made = next(held.secret);
           if (made === null) return null;
           await parts.append(tx, principal, made, action, more);
@@ -369,6 +384,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
           const held = await rows.lockSecret(tx, principal, id, 'secrets:update');
           const { secret } = held;
           demandState(secret, ifMatch);
+          demandCurrentOrOwn(secret, principal, clock.nowMs());
           if (change.expiresAtMs !== undefined) allowedExpiry(lives(), change.expiresAtMs, clock.nowMs());
           const isRenamed = change.name !== undefined && change.name !== secret.name;
           if (isRenamed && secret.ownerId !== principal.userId) throw new HttpProblem('forbidden', 'Only its owner gives a secret another name.');

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { allowedExpiry, defaultExpiry, UNLIMITED_LIVES } from '../../src/secrets/lives.ts';
+import { allowedExpiry, defaultExpiry, longestExpiry, UNLIMITED_LIVES } from '../../src/secrets/lives.ts';
 
 const NOW_MS = 1_800_000_000_000;
 const days = (n: number): number => NOW_MS + n * 86_400_000;
@@ -22,5 +22,12 @@ describe('the lives of secrets', () => {
     expect(defaultExpiry(lives, null, NOW_MS)).toBe(days(10));
     expect(defaultExpiry(lives, days(5), NOW_MS)).toBe(days(5));
     expect(defaultExpiry(lives, days(50), NOW_MS)).toBe(days(10));
+  });
+
+  it('are no longer than the longest either where a new value brings along an end of its own', () => {
+    const lives = { default_life_days: 10, max_life_days: 30 };
+    expect(longestExpiry(lives, days(5), NOW_MS)).toBe(days(5));
+    expect(longestExpiry(lives, days(3650), NOW_MS)).toBe(days(30));
+    expect(longestExpiry(UNLIMITED_LIVES, days(3650), NOW_MS)).toBe(days(3650));
   });
 });

@@ -200,6 +200,27 @@ describe('a share by, or to, a role', () => {
   });
 });
 
+describe('a secret that has expired', () => {
+  it('is given another date or value by its owner alone, or whoever may write it would read it again', async () => {
+    const id = await newSecret();
+    await shared(owner, id, reader, 'write');
+    const soon = await as(owner, 'PATCH', `/api/secrets/${id}`, { expires_at: new Date(Date.now() + 1500).toISOString() });
+    expect(soon.status, soon.text).toBe(200);
+    await vi.waitFor(async () => expect((await reveal(reader, id)).status).toBe(410), { timeout: 20_000, interval: 250 });
+    const later = new Date(Date.now() + 3_600_000).toISOString();
+    for (const [method, path, body] of [
+      ['PATCH', '', { expires_at: later }],
+      ['PATCH', '', { expires_at: null }],
+      ['POST', '/versions', { value: 'another', expires_at: later }],
+    ] as const) {
+      const answer = await as(reader, method, `/api/secrets/${id}${path}`, body);
+      expect([answer.status, answer.json.code]).toEqual([410, 'secret_expired']);
+    }
+    expect((await as(owner, 'PATCH', `/api/secrets/${id}`, { expires_at: later })).status).toBe(200);
+    expect((await reveal(reader, id)).json.value).toBe(VALUE);
+  });
+});
+
 describe('a row of a share that somebody changed in the database', () => {
   // What each would have to be worth, had the row not been touched, shows that it is the change that counts.
   it.each([
