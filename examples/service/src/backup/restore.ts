@@ -26,6 +26,7 @@ async function load(tx: SqlTransaction, path: string): Promise<void> {
   const tables = new Map((await tablesIn(tx)).map((table) => [table.name, table]));
   // What the migrations put in is in the backup too.
   for (const name of tables.keys()) await tx.query(`DELETE FROM ${name}`);
+  const missing = new Set(tables.keys());
   let table: DumpTable | null = null;
   let rows: (readonly (string | null)[])[] = [];
   async function flush(): Promise<void> {
@@ -48,6 +49,7 @@ async function load(tx: SqlTransaction, path: string): Promise<void> {
     if ('manifest' in line) continue;
     if ('table' in line) {
       await flush();
+      if (!missing.delete(line.table) && tables.has(line.table)) throw new BackupError(`The backup has the table ${JSON.stringify(line.table)} twice.`);
       // Its names come from a file: only what this database itself says of its tables goes into a statement.
       const known = tables.get(line.table);
       if (known === undefined || JSON.stringify(known.columns) !== JSON.stringify(line.columns)) throw new BackupError(`The backup has a table ${JSON.stringify(line.table)} which is not one of this version.`);
@@ -58,11 +60,20 @@ async function load(tx: SqlTransaction, path: string): Promise<void> {
     }
   }
   await flush();
+  if (missing.size > 0) throw new BackupError(`The backup lacks the table ${JSON.stringify([...missing][0])}: it is not whole.`);
 }
 
-/** That the keys open, that each chain is whole, and that it ends where the manifest says. */
+/**
+ * That the keys open, that each chain is whole, and that it ends where the manifest says. Which chains there are is not the manifest's
+ * to say: whoever wrote the file wrote that as well.
+ */
 async function verifyIn(tx: SqlTransaction, manifest: Manifest, rootKey: RootKeyConfig): Promise<void> {
   const keys = await openDeploymentKeys(postgresKeyRecords(tx), rootKey);
+  const { rows } = await tx.query<{ origin: string }>('SELECT DISTINCT origin FROM keyguard.secret_audit_logs ORDER BY origin');
+  const named = manifest.audit.map(({ origin }) => origin);
+  if (rows.length === 0 || JSON.stringify(rows.map(({ origin }) => origin)) !== JSON.stringify(named.toSorted())) {
+    throw new BackupError('The audit logs in the backup are not those that it says it has.');
+  }
   for (const { origin, seq, mac } of manifest.audit) {
     const sink = postgresAuditSink(tx, { origin, macKey: keys.auditMac.macKey, previousMacKeys: keys.auditMac.previousMacKeys });
     const head = await sink.head();
