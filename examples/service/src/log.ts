@@ -24,6 +24,9 @@ const SECRET_FORMS: readonly (readonly [RegExp, string])[] = [
   [/\b(Bearer|Basic) [A-Za-z0-9._~+/=%-]{8,}/gi, `$1 ${REDACTED}`],
   [/\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+/g, REDACTED],
   [/\bsk-[A-Za-z0-9_-]{12,}/g, REDACTED],
+  [/\bAIza[A-Za-z0-9_-]{30,}/g, REDACTED],
+  // Our own: links that are handed out, and tokens of service accounts.
+  [/\bkg(?:[lp]|sa)_[A-Za-z0-9_-]{20,}/g, REDACTED],
   [/(:\/\/)[^\s"'/@\\]{1,512}@/g, `$1${REDACTED}@`],
 ];
 
@@ -33,8 +36,17 @@ function scrub(text: string): string {
   return scrubbed;
 }
 
+// What is looked at beyond the cut: longer than any secret, and bounded whatever is thrown.
+const BEYOND = 2000;
+
+/** Scrubbed first: of a secret across the cut the beginning would have no form by which to tell it. */
+function cut(text: string, length: number, sign = ''): string {
+  const scrubbed = scrub(text.slice(0, length + BEYOND));
+  return text.length > length ? `${scrubbed.slice(0, length)}${sign}` : scrubbed;
+}
+
 function shown(value: unknown, depth: number): unknown {
-  if (typeof value === 'string') return scrub(value.length > MAX_TEXT ? `${value.slice(0, MAX_TEXT)}…` : value);
+  if (typeof value === 'string') return cut(value, MAX_TEXT, '…');
   if (typeof value !== 'object' || value === null) return typeof value === 'bigint' ? String(value) : value;
   if (value instanceof Error) return describeError(value);
   // Whatever bytes they are, nobody reads them here.
@@ -109,7 +121,7 @@ export function describeError(error: unknown, depth: number = 0): object {
     name: error.name,
     ...(typeof code === 'string' && { errorCode: code }),
     ...(typeof seam === 'string' && { seam }),
-    ...(!quotes && { message: scrub(error.message.slice(0, MAX_MESSAGE)) }),
+    ...(!quotes && { message: cut(error.message, MAX_MESSAGE) }),
     at: (error.stack ?? '').split('\n').filter((line) => line.startsWith('    at ')).slice(0, 8).map((line) => line.trim()),
     ...(error.cause !== undefined && depth < 3 && { cause: describeError(error.cause, depth + 1) }),
   };
