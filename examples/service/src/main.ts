@@ -53,6 +53,11 @@ async function main(): Promise<void> {
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
   const log = createLog(config.logLevel, { secrets: secretsOf(config) });
+  // Of its own, Node prints an error with all its members, and a driver's have the row in them.
+  process.on('uncaughtException', (error) => {
+    log.fatal({ error: describeError(error) }, 'ended by an error that nothing caught');
+    process.exit(1);
+  });
   const leave = (): never => {
     lock.release();
     process.exit(0);
