@@ -36,9 +36,9 @@ export interface NewestKeys {
   /**
    * What `read` finds, once that is intact and what the log says last; `null` where it finds nothing. `read` is asked again where the
    * key was changed between its two looks.
-   * @throws UnavailableError seam `api_keys` for a row that was changed or put back in the database
+   * @param changed what to throw for a row that was changed or put back in the database
    */
-  settled<T extends Found>(read: () => Promise<T | null>): Promise<T | null>;
+  settled<T extends Found>(read: () => Promise<T | null>, changed: () => Error): Promise<T | null>;
 }
 
 export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonly sql: SqlClient }): NewestKeys {
@@ -72,7 +72,7 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
       return false;
     },
 
-    async settled(read) {
+    async settled(read, changed) {
       let least = 0;
       let of: string | null = null;
       for (let tries = 0; tries < MAX_TRIES; tries += 1) {
@@ -90,8 +90,4 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
       throw new UnavailableError(KEYS_SEAM, 'This key is being changed all the time.', { code: 'overloaded' });
     },
   };
-}
-
-function changed(): UnavailableError {
-  return new UnavailableError(KEYS_SEAM, 'A stored provider key is not as it was written: it was changed or put back behind our back.');
 }

@@ -3,7 +3,7 @@
  * and the one before it into its overlap. Whoever dies at whatever step leaves a key with one value in use, and that is one that worked.
  */
 import type { JsonValue } from '@keyguard/core/seams';
-import { UnavailableError } from '@keyguard/core/errors';
+import { isUnavailable, UnavailableError } from '@keyguard/core/errors';
 import type { SealedValue } from '@keyguard/core/vault';
 import type { Principal } from '../auth/principal.ts';
 import { asJobs, asUser } from '../db/as-user.ts';
@@ -60,8 +60,7 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
     const found = await newest.settled<Opening>(() =>
       asUser(sql, principal.userId, async (tx) => {
         const key = await parts.heldIn(tx, principal, id, 'api_keys:write');
-        if (!key.intact) throw notIntact();
-        demandActive(key);
+        if (key.intact) demandActive(key);
         // Who acts for people can read no value, so it is read for them once they were let.
         const { rows } = await asJobs(tx, (jobs) =>
           jobs.query<SealedRow>(`SELECT version, state, ciphertext, wrapped_dek, kek_id FROM keyguard.secret_versions WHERE subject_type = 'api_key' AND subject_id = $1 AND version = $2`, [
@@ -71,9 +70,19 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
         );
         return { key, row: rows[0], lastRow: await newest.lastRowIn(tx, id) };
       }),
+      notIntact,
     );
     // A key that is not there was thrown for.
     return found!;
+  }
+
+  /** A value, for people; who hear of one that does not open what they hear of a row. */
+  async function opened(key: StoredApiKey, version: number, sealed: SealedValue): Promise<string> {
+    try {
+      return await sealing.open(key, version, sealed);
+    } catch (error) {
+      throw isUnavailable(error) && error.seam === KEYS_SEAM ? notIntact() : error;
+    }
   }
 
   function expiryAfter({ expiresAtMs: before }: StoredApiKey, given: number | null | undefined): number | null {
@@ -137,7 +146,7 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
       if (sealed === null) throw new HttpProblem('version_destroyed', 'This version was destroyed, for ever.');
       // A value that comes back after it was destroyed was put back by somebody else.
       if ((await newest.isDestroyed(id, version)) !== false) throw notIntact();
-      const value = await sealing.open(key, version, sealed);
+      const value = await opened(key, version, sealed);
       return replace(principal, key, value, 'api_key.restore_version', { ...replacing, reason: replacing.reason ?? `restored from version ${version}` }, { restored_version: version });
     },
 
@@ -145,7 +154,7 @@ export function rotating(parts: KeyParts, probing: Probing): Rotating {
       const { key, row } = await settled(principal, id, null);
       const sealed = row === undefined ? null : sealedIn(row);
       if (sealed === null) throw notIntact();
-      const outcome = await probing.ask(principal, key, await sealing.open(key, key.currentVersion, sealed));
+      const outcome = await probing.ask(principal, key, await opened(key, key.currentVersion, sealed));
       const { ok, code, status, latencyMs } = outcome;
       await audit.record({ ...keyEntry(principal.actor, 'api_key.test', key), outcome: ok ? 'success' : 'failed', code, status, latency_ms: latencyMs });
       return { ...outcome, checkedAtMs: clock.nowMs() };

@@ -2,10 +2,10 @@
  * Provider keys: sealed before they are stored, bound to their row, version, project and provider, and opened for what they are for. People
  * who administer them can never read one back; neither can the role that acts for people.
  */
+import { UnavailableError } from '@keyguard/core/errors';
 import type { RateLimiter } from '@keyguard/core/seams';
 import { asJobs, asVerifier } from '../db/as-user.ts';
 import { sealedIn, type SealedRow } from '../secrets/rows.ts';
-import { UnavailableError } from '@keyguard/core/errors';
 import { administering, type Administering } from './administering.ts';
 import { importing, type Importing } from './importing.ts';
 import { keyParts, type ApiKeysOptions } from './parts.ts';
@@ -41,18 +41,21 @@ export function createApiKeys({ probeLimiter, ...options }: ApiKeysOptions & { r
     ...importing(parts),
 
     async findDefault(projectId, provider) {
-      const found = await parts.newest.settled(async () => {
-        const { row, lastRow } = await asVerifier(sql, async (tx) => {
-          const { rows } = await tx.query<KeyRow & SealedRow>(
-            `SELECT ${KEY_COLUMNS_OF_K}, v.version, v.state, v.ciphertext, v.wrapped_dek, v.kek_id FROM keyguard.stored_api_keys k
-              LEFT JOIN keyguard.secret_versions v ON v.subject_type = 'api_key' AND v.subject_id = k.id AND v.version = k.current_version
-              WHERE k.project_id = $1 AND k.provider = $2 AND k.is_default AND k.is_active`,
-            [projectId, provider],
-          );
-          return { row: rows[0], lastRow: rows[0] === undefined ? undefined : await parts.newest.lastRowIn(tx, rows[0].id) };
-        });
-        return row === undefined ? null : { key: await parts.read(row), sealed: sealedIn(row), lastRow };
-      });
+      const found = await parts.newest.settled(
+        async () => {
+          const { row, lastRow } = await asVerifier(sql, async (tx) => {
+            const { rows } = await tx.query<KeyRow & SealedRow>(
+              `SELECT ${KEY_COLUMNS_OF_K}, v.version, v.state, v.ciphertext, v.wrapped_dek, v.kek_id FROM keyguard.stored_api_keys k
+                LEFT JOIN keyguard.secret_versions v ON v.subject_type = 'api_key' AND v.subject_id = k.id AND v.version = k.current_version
+                WHERE k.project_id = $1 AND k.provider = $2 AND k.is_default AND k.is_active`,
+              [projectId, provider],
+            );
+            return { row: rows[0], lastRow: rows[0] === undefined ? undefined : await parts.newest.lastRowIn(tx, rows[0].id) };
+          });
+          return row === undefined ? null : { key: await parts.read(row), sealed: sealedIn(row), lastRow };
+        },
+        () => new UnavailableError(KEYS_SEAM, 'A stored provider key is not as it was written: it was changed or put back behind our back.'),
+      );
       if (found === null) return null;
       const { key, sealed } = found;
       return {
