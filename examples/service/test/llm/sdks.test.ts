@@ -164,4 +164,21 @@ describe('what cannot be handed on', () => {
     expect(openai).toMatch(/^HTTP\/1\.1 501 [^]*"code":"upgrade_unsupported"/);
     expect(stage.events.filter(({ type }) => type === 'started')).toEqual([]);
   });
+
+  it('is refused in the dialect: a body that is larger than allowed, before the provider hears of it', async () => {
+    for (const subject of SUBJECTS.filter(({ title }) => title.endsWith('current'))) {
+      const { stage, upstream } = await stageFor(subject.provider, (_request, response) => response.writeHead(200).end(), closers);
+      const large: typeof fetch = (input, init) => stage.client.fetch(input, { ...init, body: new Uint8Array(10 * 1024 * 1024 + 1) });
+      const place = { authority: stage.authority, client: { fetch: large } };
+      await expect(subject.plain(place, { maxRetries: 0 })).rejects.toMatchObject({ status: 413, message: expect.stringContaining('large') as string });
+      expect(upstream.requests).toHaveLength(0);
+    }
+  });
+
+  it('is what is not signed: the SDK of Google takes a fetch in its httpOptions only', async () => {
+    const { stage, upstream } = await stageFor('google', (_request, response) => response.writeHead(200).end(), closers);
+    const options = { apiKey: CLIENT_KEY, fetch: stage.client.fetch, httpOptions: { baseUrl: `http://${stage.authority}/proxy/google` } };
+    await expect(new GoogleGenAI(options).models.generateContent({ model: 'm', contents: 'Hello?' })).rejects.toMatchObject({ status: 400, message: expect.stringContaining('MALFORMED_REQUEST') as string });
+    expect(upstream.requests).toHaveLength(0);
+  });
 });
