@@ -64,6 +64,16 @@ const COLUMNS = 'seq, entry, prev_mac, mac, mac_key_id, handover_mac, handover_m
 // After so many misses in a row one write in 64 is tried without a turn.
 const MAX_MISSES = 6;
 
+/** What {@link checkEntry} throws. Asked only where sealing failed: to write each entry twice would be a tenth of an append. */
+function formFault(entries: readonly AuditEntry[]): unknown {
+  try {
+    for (const entry of entries) checkEntry(entry);
+    return null;
+  } catch (error) {
+    return error;
+  }
+}
+
 /** Records that are not stored yet, and the columns of all of them as the database takes them. */
 interface Sealed {
   /** Those of the entries that were given. */
@@ -196,6 +206,23 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     }
   }
 
+  /** Back to where they came from: before all who came since. */
+  function putBack(batch: readonly Waiting[]): void {
+    waiting.unshift(...batch);
+    waitingEntries += batch.reduce((sum, { entries }) => sum + entries.length, 0);
+  }
+
+  /** Tells the callers of a batch that it failed; but where one of them has brought an entry that has no form, that one alone. */
+  function fail(batch: readonly Waiting[], error: unknown): void {
+    const faults = batch.map(({ entries }) => formFault(entries));
+    const isTheirs = faults.some((fault) => fault !== null);
+    batch.forEach(({ reject }, i) => {
+      if (!isTheirs) reject(error);
+      else if (faults[i] !== null) reject(faults[i]);
+    });
+    if (isTheirs) putBack(batch.filter((_, i) => faults[i] === null));
+  }
+
   /** Whether the batch was dealt with: added, or failed. */
   async function writeAfterKnown(client: SqlClient, head: ChainPosition): Promise<boolean> {
     const batch = takeBatch();
@@ -203,13 +230,12 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
     try {
       const records = await guarded(SEAM, () => extendKnown(client, head, batch.flatMap(({ entries }) => entries)));
       if (records === null) {
-        waiting.unshift(...batch);
-        waitingEntries += batch.reduce((sum, { entries }) => sum + entries.length, 0);
+        putBack(batch);
         return false;
       }
       answer(batch, records);
     } catch (error) {
-      for (const { reject } of batch) reject(error);
+      fail(batch, error);
     }
     return true;
   }
@@ -249,7 +275,7 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
       answer(batch, records);
     } catch (error) {
       // Without a turn there was no batch: those who would have been in it are told, and do not wait for another timeout.
-      for (const { reject } of batch.length > 0 ? batch : takeBatch()) reject(error);
+      fail(batch.length > 0 ? batch : takeBatch(), error);
     }
   }
 
@@ -268,8 +294,6 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
   async function append(entries: readonly AuditEntry[]): Promise<readonly AuditRecord[]> {
     if (!isClient(sql)) throw new UsageError('invalid_option', 'Inside a transaction append with appendIn.');
     if (entries.length === 0) return [];
-    // Here, and not only when it is sealed: an entry that has no form must not fail those that share its batch.
-    for (const entry of entries) checkEntry(entry);
     if (waitingEntries + entries.length > maxWaitingEntries) {
       throw new UnavailableError(SEAM, 'Too many audit entries are waiting.', { code: 'overloaded' });
     }

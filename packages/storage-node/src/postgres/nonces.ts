@@ -13,8 +13,8 @@ const PURGE_BATCH = 5000;
 const RECOUNT_EVERY_MS = 1000;
 const MAX_BATCH = 256;
 // A statement on a connection that is dead answers after seconds: claims that come later do not wait for it.
-const SLOW_BATCH_MS = 50;
-const MAX_BATCHES = 8;
+const LATE_MS = 50;
+const MAX_SENDERS = 8;
 // What an index holds for sure. A verifier's pairs are far shorter.
 const MAX_CHARACTERS = 512;
 
@@ -25,6 +25,11 @@ interface Claim {
   readonly expiresAtMs: number;
   resolve(claimed: boolean): void;
   reject(error: unknown): void;
+}
+
+interface Sender {
+  /** When its batch was sent. */
+  beganAtMs: number;
 }
 
 /** How much to remember. */
@@ -71,8 +76,10 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
   let counting: Promise<void> | null = null;
   let fullUntilMs = -Infinity;
   const waiting: Claim[] = [];
-  let batches = 0;
-  let batchBeganAtMs = 0;
+  let sender: Sender | null = null;
+  // With those whose batch is late.
+  let senders = 0;
+  let late: NodeJS.Timeout | undefined;
 
   async function count(limit: number): Promise<void> {
     const unseen = underWay;
@@ -127,17 +134,31 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
     }
   }
 
-  /** Sends what waits, one batch after the other. */
-  async function claimWaiting(): Promise<void> {
-    batches += 1;
+  /** Sends what waits, one batch after the other, until nothing does or another sender has taken over. */
+  async function send(): Promise<void> {
+    const own: Sender = { beganAtMs: performance.now() };
+    sender = own;
+    senders += 1;
     for (;;) {
       // One turn of the event loop: whoever is awake already comes into this batch.
       await setImmediate();
-      if (waiting.length === 0) break;
-      batchBeganAtMs = performance.now();
-      await claimAll(waiting.splice(0, MAX_BATCH));
+      own.beganAtMs = performance.now();
+      const batch = waiting.splice(0, MAX_BATCH);
+      if (batch.length > 0) await claimAll(batch);
+      if (sender !== own || waiting.length === 0) break;
     }
-    batches -= 1;
+    senders -= 1;
+    if (sender === own) sender = null;
+  }
+
+  /** Whoever waits behind a batch that is late gets another sender. */
+  function watchLate(): void {
+    late ??= setTimeout(() => {
+      late = undefined;
+      if (waiting.length === 0) return;
+      if (sender === null || (senders < MAX_SENDERS && performance.now() - sender.beganAtMs >= LATE_MS)) void send();
+      watchLate();
+    }, LATE_MS);
   }
 
   function claim(keyId: string, nonce: string, createdSeconds: number, expiresAtMs: number): Promise<boolean> {
@@ -149,7 +170,8 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
         return;
       }
       waiting.push(one);
-      if (batches === 0 || (batches < MAX_BATCHES && performance.now() - batchBeganAtMs > SLOW_BATCH_MS)) void claimWaiting();
+      if (sender === null) void send();
+      else watchLate();
     });
   }
 
