@@ -50,8 +50,8 @@ import { invitationOperations } from './auth/invitation-operations.ts';
 import { createOidcSignIn } from './auth/oidc.ts';
 import { oidcOperations } from './auth/oidc-operations.ts';
 import { createPeople } from './auth/people.ts';
-import { demandStepUp, policyOf, type SignInPolicy } from './auth/policy.ts';
-import { authenticate } from './auth/principal.ts';
+import { demandStepUp, policyOf, type SignInPolicy, type StepUpAction } from './auth/policy.ts';
+import { authenticate, type Principal } from './auth/principal.ts';
 import { sealedSecondFactors } from './auth/second-factor.ts';
 import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { sessionOperations } from './auth/session-operations.ts';
@@ -364,13 +364,14 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   };
   const secrets = createSecretStore({ sql, keys, audit, access, onTamperedShare, lives: () => settings.current().secrets });
   const usage = usageReport(sql);
+  const stepUp = (principal: Principal, action: StepUpAction): void => demandStepUp(principal, action, signInPolicy(), clock.nowMs());
   const operations: readonly Operation[] = [
     ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
     ...secondFactorOperations({ door, ...people }),
     ...sessionOperations({ sql, audit, ...people }),
     ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
-    ...deviceOperations({ sql, keys, audit, access, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+    ...deviceOperations({ sql, keys, audit, access, projects, demandStepUp: stepUp, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
@@ -422,7 +423,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
       linkPage: linkPage(),
       controlPlane: operationRouter([...operations, ...openApiOperations(operations, { origin: origins[0] })], {
         authenticate: authenticated,
-        demandStepUp: (principal, action) => demandStepUp(principal, action, signInPolicy(), clock.nowMs()),
+        demandStepUp: stepUp,
         readJson,
         idempotency,
         cursors: boundCursors(keys.hashToken),

@@ -6,8 +6,8 @@ import { HttpProblem } from '../http/problems.ts';
 import type { SettingsDocument } from '../settings/schema.ts';
 import type { Person, Principal } from './principal.ts';
 
-/** What can be made to demand a fresh second factor. */
-export type StepUpAction = 'reveal' | 'share' | 'approve';
+/** What can be made to demand a fresh second factor; and `policy`, the change of such demands, which demands one wherever anything does. */
+export type StepUpAction = 'reveal' | 'share' | 'approve' | 'policy';
 
 export interface SignInPolicy {
   /** For how long a session lasts, however much it is used. */
@@ -67,7 +67,8 @@ export function lackOf(
  *   and `forbidden` for a service account
  */
 export function demandStepUp(principal: Principal, action: StepUpAction, { stepUp }: SignInPolicy, nowMs: number): void {
-  if (!stepUp.actions.has(action)) return;
+  const isDemanded = action === 'policy' ? stepUp.actions.size > 0 : stepUp.actions.has(action);
+  if (!isDemanded) return;
   if (principal.kind === 'service_account') {
     if (stepUp.serviceAccounts === 'allowed') return;
     throw new HttpProblem('forbidden', 'This demands a second factor, which a service account has not.');

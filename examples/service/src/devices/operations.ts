@@ -21,6 +21,7 @@ import {
 } from '@keyguard/storage-node/postgres';
 import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
 import type { AuditLog } from '../audit/log.ts';
+import type { StepUpAction } from '../auth/policy.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
@@ -41,6 +42,8 @@ export interface DeviceOperationsOptions {
   readonly audit: AuditLog;
   readonly access: ReachAccess;
   readonly projects: Projects;
+  /** Throws where the settings demand a fresh second factor for `action`. */
+  readonly demandStepUp: (principal: Principal, action: StepUpAction) => void;
   /** Told of every device that was changed, once that is durable and before it is acknowledged. */
   readonly onChanged: (deviceId: string) => void;
   /** Told, after that, of every device that may not call any more. */
@@ -51,7 +54,7 @@ export interface DeviceOperationsOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceOperations({ sql, keys, audit, access, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+export function deviceOperations({ sql, keys, audit, access, projects, demandStepUp, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
   const { rowMacKey } = keys;
   const directoryIn = (tx: SqlTransaction): DeviceDirectory => postgresDeviceDirectory(tx, { rowMacKey, clock });
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
@@ -82,6 +85,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
       const { userId, actor, isAdministrator } = principal;
       // A device that nobody has to approve is approved by whoever makes its code, and only administrators approve.
       if (!isAdministrator && body.auto_approve === true) throw new HttpProblem('forbidden', 'Only an administrator makes codes for devices that need no approval.');
+        if (body.auto_approve === true) demandStepUp(principal, 'approve');
       const code = generateEnrollmentCode(webCryptoRandom());
       const created = await asUser(sql, userId, async (tx) => {
         if (body.project_id !== DEFAULT_PROJECT_ID) await demandOpenProject(tx, principal, body.project_id);
@@ -210,6 +214,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
     operation(
       {
         id: `${move}Device`, action: `device.${move}`, method: 'post', path: `/api/devices/{id}/${move}`, tag: TAG, access: 'devices:write',
+        ...(move === 'approve' && { stepUp: 'approve' as const }),
         summary: SUMMARIES[move],
         params: idParams,
         answers: { 200: { description: 'The device as it is now', json: device } },

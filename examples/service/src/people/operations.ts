@@ -3,6 +3,7 @@ import * as z from 'zod';
 import { operation, type Operation } from '../http/operations.ts';
 import { pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
 import type { ProblemCode } from '../http/problems.ts';
+import type { StepUpAction } from '../auth/policy.ts';
 import type { Principal } from '../auth/principal.ts';
 import { subjectParams } from '../roles/operations.ts';
 import type { PeopleDirectory, PersonRecord } from './store.ts';
@@ -27,7 +28,7 @@ const user = z
 
 export function peopleOperations(people: PeopleDirectory): readonly Operation[] {
   const change = (
-    spec: { readonly id: string; readonly action: string; readonly method: 'post' | 'put' | 'delete'; readonly path: `/${string}`; readonly summary: string; readonly description?: string; readonly problems: readonly ProblemCode[] },
+    spec: { readonly id: string; readonly action: string; readonly method: 'post' | 'put' | 'delete'; readonly path: `/${string}`; readonly summary: string; readonly description?: string; readonly stepUp?: StepUpAction; readonly problems: readonly ProblemCode[] },
     act: (principal: Principal, id: string) => Promise<PersonRecord>,
   ): Operation =>
     operation(
@@ -66,6 +67,7 @@ export function peopleOperations(people: PeopleDirectory): readonly Operation[] 
     change(
       {
         id: 'makeAdministrator', action: 'user.make_administrator', method: 'put', path: '/api/users/{id}/administrator',
+        stepUp: 'approve',
         summary: 'Make a person an administrator',
         description: 'Administrators manage people, roles, devices and provider keys. They read no secret that is not shared with them.',
         problems: ['not_found', 'illegal_transition'],

@@ -96,6 +96,7 @@ export function roleOperations({ roles, assignments, clock }: RoleOperationsOpti
     operation(
       {
         id: 'updateRole', action: 'role.update', method: 'patch', path: '/api/roles/{id}', tag: TAG, access: 'administrator',
+        stepUp: 'approve',
         summary: 'Change what a role is called and what it grants, for everybody who holds it',
         description: 'Nobody adds the revealing or sharing of secrets to a role that they hold themselves, or that a service account of theirs holds.',
         params: idParams,
@@ -139,7 +140,8 @@ export function roleOperations({ roles, assignments, clock }: RoleOperationsOpti
     ),
     operation(
       {
-        id: 'grantUserRole', action: 'role.grant', method: 'post', path: '/api/users/{id}/roles', tag: TAG, access: 'administrator', idempotent: true,
+        id: 'grantUserRole', action: 'role.grant', method: 'post', path: '/api/users/{id}/roles', tag: TAG, access: 'administrator',
+        stepUp: 'approve', idempotent: true,
         summary: 'Give a role to a person or to a service account',
         description: 'Nobody gives a role that reveals or shares secrets to themself, or to a service account of theirs: another administrator must.',
         params: subjectParams,

@@ -116,6 +116,8 @@ export function settingsOperations({ sql, rowMacKey, audit, live, clock = system
   const patch = operation(
     {
       id: 'changeSettings', action: 'settings.change', method: 'patch', path: '/api/settings', tag: TAG, access: 'administrator',
+      // Else whoever lacks the factor would take the demand away first.
+      stepUp: 'policy',
       summary: 'Change security policies',
       description: 'Sets what is named and leaves the rest. In force in every process within a second. Demands If-Match, with the ETag of what the change is based on.',
       query: patchQuery,
