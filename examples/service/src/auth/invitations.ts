@@ -143,6 +143,13 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
     return true;
   }
 
+  function recordAcceptanceIn(tx: SqlTransaction, row: Row, userId: string): Promise<void> {
+    return audit.recordIn(tx, {
+      action: 'invitation.accept', outcome: 'success', actor: `user:${userId}`, resource: `invitation:${row.id}`,
+      account: keys.pseudonym(`account\0${row.email}`), invited_by: row.invited_by, role_ids: [...row.role_ids], is_administrator: row.is_administrator,
+    });
+  }
+
   return {
     async create({ email, roleIds, isAdministrator, expiresInSeconds }, by) {
       const { token, tokenHash } = links.newToken();
@@ -215,10 +222,7 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
         }
         if (made.rows.length === 0) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
         await setPasswordIn(tx, userId, passwordHash);
-        await audit.recordIn(tx, {
-          action: 'invitation.accept', outcome: 'success', actor: `user:${userId}`, resource: `invitation:${row.id}`,
-          account: keys.pseudonym(`account\0${row.email}`), invited_by: row.invited_by, role_ids: [...row.role_ids], is_administrator: row.is_administrator,
-        });
+        await recordAcceptanceIn(tx, row, userId);
         return row.email;
       });
       if (email === null) throw linkInvalid();
@@ -227,7 +231,9 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
 
     async claimForIn(tx, email, userId) {
       const row = await openIn(tx, 'email', email);
-      return row !== null && claimIn(tx, row, userId);
+      if (row === null || !(await claimIn(tx, row, userId))) return false;
+      await recordAcceptanceIn(tx, row, userId);
+      return true;
     },
 
     isInvited: (email) => asAuth(sql, async (tx) => (await openIn(tx, 'email', email)) !== null),

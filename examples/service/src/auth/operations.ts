@@ -16,6 +16,7 @@ import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './doo
 import type { KnownBrowsers } from './known-browser.ts';
 import { personOf } from './principal.ts';
 import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInAnswer, signInBody, token } from './schema.ts';
+import type { Sessions } from './sessions.ts';
 import type { Setup } from './setup.ts';
 import type { TryLimit } from './try-limit.ts';
 import { turns } from './turns.ts';
@@ -37,13 +38,14 @@ export interface AuthOperationsOptions {
   /** Tries of setup codes, by address. */
   readonly setupLimiter: RateLimiter;
   readonly limit: TryLimit;
+  readonly sessions: Sessions;
   readonly knownBrowsers: KnownBrowsers;
   /** What a session that has just begun lacks. */
   readonly lackOf: (userId: string) => Promise<'none' | 'required' | 'setup_required'>;
 }
 
 /** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
-export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
+export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, sessions, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
   const inTurn = turns({ atATime: SIGNING_IN_AT_A_TIME, maxWaiting: MAX_WAITING_TO_SIGN_IN, maxPerHolder: MAX_OF_ONE_ADDRESS, refusal: () => tooManyRequests(5) });
 
   /** A try that is counted before better-auth judges it. */
@@ -159,7 +161,11 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         setsCookies: true,
         answers: { 200: { description: 'Ended', json: done } },
       },
-      async ({ request, response }) => passedOn(response, await door.ask(request, '/revoke-other-sessions'), () => ({ status: true })),
+      async ({ principal }) => {
+        const person = personOf(principal);
+        await sessions.endAll(person.userId, person, { except: person.sessionId });
+        return { json: { status: true } };
+      },
     ),
 
     operation(

@@ -138,6 +138,16 @@ describe.each(backends())('forged JWTs on %s', (_title, open) => {
     expect(await statusOf(jwt)).toBe(200);
   });
 
+  it('end with the other sessions, which is on record', async () => {
+    const other = (await stage.call('GET', '/api/auth/token', { token: bearerOf(await stage.signIn(eve.email)) })).json.token;
+    expect(await statusOf(other)).toBe(200);
+    expect((await stage.call('POST', '/api/auth/revoke-other-sessions', { token: eve.token })).status).toBe(200);
+    expect([await statusOf(other), await statusOf(eve.token)]).toEqual([401, 200]);
+    expect((await stage.auditEntries()).filter(({ action }) => action === 'session.end_all')).toEqual([
+      expect.objectContaining({ outcome: 'success', actor: `user:${eve.userId}`, ended: 1 }),
+    ]);
+  });
+
   it('cannot prolong themselves, and do not outlive their session by a request', async () => {
     expect((await stage.call('GET', '/api/auth/token', { token: jwt })).status).toBe(401);
     await stage.call('POST', '/api/auth/sign-out', { token: ada.token });

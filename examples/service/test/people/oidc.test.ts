@@ -146,6 +146,8 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       expect(back.headers.getSetCookie().some((cookie) => /^keyguard\.session_token=[^;]+;.*HttpOnly; SameSite=Strict$/.test(cookie))).toBe(true);
       const invitations = await visit(`${stage.origin()}/api/invitations`);
       expect([invitations.status, ((await invitations.json()) as { data: { accepted_at: string }[] }).data[0]!.accepted_at]).toEqual([200, expect.any(String)]);
+      const accepted = (await stage.auditEntries()).filter(({ action }) => action === 'invitation.accept');
+      expect(accepted).toEqual([expect.objectContaining({ outcome: 'success', invited_by: stage.admin.userId, is_administrator: true })]);
       const again = browser();
       expect((await again(await authorize(again, 'ada@example.com'))).status).toBe(303);
       expect((await names()).filter((email) => email.startsWith('ada'))).toHaveLength(1);
