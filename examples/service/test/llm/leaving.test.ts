@@ -62,9 +62,9 @@ describe('a client that leaves', () => {
     }
   });
 
-  it('a thousand of them, in all windows and before any: 0 sockets stay, of the server and to the upstream', { timeout: 30_000 }, async () => {
+  it('hundreds of them, in all windows and before any: 0 sockets stay, of the server and to the upstream', async () => {
     const { fake, stage, call } = leaving;
-    const total = 1000;
+    const total = 300;
     let next = 0;
     const worker = async (): Promise<void> => {
       while (next < total) {
@@ -81,7 +81,7 @@ describe('a client that leaves', () => {
     };
     await Promise.all(Array.from({ length: 40 }, worker));
     await leaving.nothingLeft();
-    expect(fake.requests.length).toBeGreaterThanOrEqual(900);
+    expect(fake.requests.length).toBeGreaterThanOrEqual(270);
     expect(stage.faults).toEqual([]);
   });
 });
