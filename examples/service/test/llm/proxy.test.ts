@@ -406,7 +406,10 @@ describe('what an upstream may do wrong', () => {
 });
 
 describe('the audit log', () => {
-  it('has the call before the provider has it, and its ending before the answer ends', async () => {
+  it.each([
+    ['a stream', SSE, `${chunkEvent('a')}data: [DONE]\n\n`],
+    ['an answer of known length', { 'content-type': 'application/json', 'content-length': JSON.stringify(COMPLETION).length }, JSON.stringify(COMPLETION)],
+  ])('has the call before the provider has it, and its ending before %s ends', async (_, headers, body) => {
     const order: string[] = [];
     let releaseEnd = (): void => {};
     const endHeld = new Promise<void>((resolve) => {
@@ -418,14 +421,14 @@ describe('the audit log', () => {
       order.push(event.type);
     };
     const { stage } = await given(
-      (_, response) => {
+      (__, response) => {
         order.push('upstream');
-        response.writeHead(200, SSE).end(`${chunkEvent('a')}data: [DONE]\n\n`);
+        response.writeHead(200, headers).end(body);
       },
       { audit },
     );
-    const response = await stage.client.fetch(`http://${stage.authority}/v1/chat/completions`, { method: 'POST', body: '{}' });
-    const reading = response.text().then((text) => {
+    const reading = stage.client.fetch(`http://${stage.authority}/v1/chat/completions`, { method: 'POST', body: '{}' }).then(async (response) => {
+      const text = await response.text();
       order.push('client has the end');
       return text;
     });
@@ -433,7 +436,7 @@ describe('the audit log', () => {
     await new Promise((resolve) => setTimeout(resolve, 100));
     expect(order).toEqual(['started', 'upstream']);
     releaseEnd();
-    await reading;
+    expect(await reading).toBe(body);
     expect(order).toEqual(['started', 'upstream', 'ended', 'client has the end']);
   });
 
