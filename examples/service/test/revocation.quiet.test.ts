@@ -240,6 +240,33 @@ describe('two services on one PostgreSQL', () => {
   };
   const ms = (some: readonly number[]): string => some.map((one) => one.toFixed(0)).join(', ');
 
+  it('hold a device in the second one to its models, and to those of its project, within a second of the change in the first', async () => {
+    const { deviceId, client } = await newDevice();
+    const run = async (): Promise<number> => {
+      const body = JSON.stringify({ model: 'm', stream: true, messages: [] });
+      const response = await client.fetch(`${second.origin}/proxy/openai/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body });
+      await response.body!.cancel();
+      return response.status;
+    };
+    const took: number[] = [];
+    for (const path of [`/api/devices/${deviceId}`, '/api/projects/default']) {
+      expect(await run()).toBe(200);
+      expect((await call('PATCH', path, { token: admin, body: { allowed_models: ['other'] } })).status).toBe(200);
+      const acknowledgedAtMs = performance.now();
+      let sentAtMs = acknowledgedAtMs;
+      while ((await run()) === 200) {
+        // The last one that was let through was sent then.
+        took.push(sentAtMs - acknowledgedAtMs);
+        await pause(20);
+        sentAtMs = performance.now();
+      }
+      expect((await call('PATCH', path, { token: admin, body: { allowed_models: null } })).status).toBe(200);
+      await pause(1100);
+    }
+    console.log(`models: the last calls that were let through began ${ms(took)} ms after the change`);
+    for (const one of took) expect(one).toBeLessThan(1000);
+  });
+
   it('refuse a device in the second one within a second of its revocation in the first, and end its streams there', async () => {
     const [refusals, ends, raises]: number[][] = [[], [], []];
     for (let round = 0; round < ROUNDS; round += 1) {

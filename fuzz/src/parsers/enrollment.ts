@@ -112,6 +112,7 @@ const device: Device = {
   label: null,
   requestsPerMinute: null,
   ipAllowlist: null,
+  allowedModels: null,
 };
 
 let registered: EnrollmentRequest | null = null;

@@ -26,6 +26,7 @@ const device: Device = {
   label: null,
   requestsPerMinute: null,
   ipAllowlist: null,
+  allowedModels: null,
 };
 
 const allowed = { allowed: true, limit: 1, remaining: 1, resetAtMs: NOW_MS };

@@ -35,6 +35,8 @@ export interface DeviceRegistrySubject extends KeyRotationSubject {
   addCode(code: CodeWanted): MaybePromise<void>;
   /** Makes a device revoked, by whatever way an administrator has. */
   revoke(deviceId: string): MaybePromise<void>;
+  /** Holds a device to these models, by whatever way an administrator has. Left out where there is none. */
+  allowModels?(deviceId: string, models: readonly string[]): MaybePromise<void>;
   /** Left out in memory. */
   readonly faults?: Faults;
   /** Within how many milliseconds every verb answers or throws, where the registry promises that. */
@@ -123,6 +125,7 @@ export function deviceRegistryConformance(
         label: 'Büro 🔑',
         requestsPerMinute: null,
         ipAllowlist: null,
+        allowedModels: null,
       });
       expect(answer.device.deviceId).not.toBe('');
       expect(await subject.peer.findByKeyId(one.keyId)).toEqual(answer.device);
@@ -209,6 +212,18 @@ export function deviceRegistryConformance(
       expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
       expect(await subject.registry.enroll({ ...one, codeHash: await code() })).toEqual({ outcome: 'key_exists' });
       expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ status: 'revoked' });
+    });
+
+    it.contract('tells to which models a device is held, of every one of its keys', async () => {
+      const one = await request(await code());
+      const answer = await subject.registry.enroll(one);
+      if (answer.outcome !== 'enrolled') throw new Error(`It was ${answer.outcome}.`);
+      expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ allowedModels: null });
+      if (subject.allowModels === undefined) return;
+      await subject.allowModels(answer.device.deviceId, ['m-1', 'm-2*']);
+      await subject.afterBound?.();
+      expect(await subject.registry.findByKeyId(one.keyId)).toMatchObject({ allowedModels: ['m-1', 'm-2*'] });
+      expect(await subject.peer.findByKeyId(one.keyId)).toMatchObject({ allowedModels: ['m-1', 'm-2*'] });
     });
 
     it.contract('N72: never takes a fingerprint for a device', async () => {

@@ -95,6 +95,7 @@ export function memoryDeviceRegistry(options: MemoryDeviceRegistryOptions = {}):
         label,
         requestsPerMinute: null,
         ipAllowlist: null,
+        allowedModels: null,
       });
       byKeyId.set(keyId, device);
       return { outcome: 'enrolled', device };

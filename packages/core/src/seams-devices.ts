@@ -28,6 +28,11 @@ export interface Device {
   readonly requestsPerMinute: number | null;
   /** Addresses and CIDR ranges from which this device may call; `null` for any. */
   readonly ipAllowlist: readonly string[] | null;
+  /**
+   * Names of the models that this device may use, where one may end in `*`; `null` for any. For whoever hands requests on; the
+   * verifier does not look at it.
+   */
+  readonly allowedModels: readonly string[] | null;
 }
 
 /** A proven request to enroll: the verifier has checked the signature by `publicKey` and that `keyId` is its thumbprint. */

@@ -83,6 +83,7 @@ export function device(keyId: string, members: Partial<Device> = {}): Device {
     label: null,
     requestsPerMinute: null,
     ipAllowlist: null,
+    allowedModels: null,
     ...members,
   };
 }

@@ -215,6 +215,7 @@ describe('primitives', () => {
           label: null,
           requestsPerMinute: null,
           ipAllowlist: null,
+          allowedModels: null,
         }),
       },
       ipLimiter: limiter(ALLOWED, ALLOWED),

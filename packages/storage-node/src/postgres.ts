@@ -30,7 +30,7 @@ export { assertSafeRoles, grantRolesTo, type AssertSafeRolesOptions } from './po
 export { isIntact, nodeMacKey, rowMac, tampered, type NodeMacKeyOptions, type RowField, type RowMacKey } from './postgres/row-mac.ts';
 export { pageOf, pageStart, type Page, type PageKey, type PageRequest } from './postgres/page.ts';
 export { postgresAdministrators, type Administrators, type PostgresAdministratorsOptions } from './postgres/administrators.ts';
-export type { DeviceGrant, EnrolledDevice } from './postgres/device-rows.ts';
+export type { DeviceGrant } from './postgres/device-rows.ts';
 export { postgresDeviceChanges, type PgListener, type PostgresDeviceChangesOptions } from './postgres/device-changes.ts';
 export * from './postgres/device-directory.ts';
 export {

@@ -54,6 +54,10 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       },
       suspend: (deviceId) => move(deviceId, 'suspend'),
       revoke: (deviceId) => move(deviceId, 'revoke'),
+      allowModels: async (deviceId, allowedModels) => {
+        const { outcome } = await directory.configure(deviceId, { allowedModels }, { byUserId: 'admin' });
+        if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+      },
       afterBound: () => pause(both[0]!.watch.maxStaleMs),
       faults,
       async break() {

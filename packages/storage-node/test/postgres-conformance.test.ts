@@ -78,6 +78,10 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
       },
       suspend: (deviceId) => move(deviceId, 'suspend'),
       revoke: (deviceId) => move(deviceId, 'revoke'),
+      allowModels: async (deviceId, allowedModels) => {
+        const { outcome } = await directory.configure(deviceId, { allowedModels }, { byUserId: 'admin' });
+        if (outcome !== 'changed') throw new Error(`It was ${outcome}.`);
+      },
       faults,
       break: database.cut,
       close: database.close,

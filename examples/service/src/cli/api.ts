@@ -18,7 +18,7 @@ export interface Api {
   /** As nobody. @throws CommandError in words that say what to do */
   send(method: 'GET' | 'POST', path: string, body?: Json, token?: string): Promise<Answer>;
   /** As who is signed in. */
-  sendSigned(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: Json): Promise<Json>;
+  sendSigned(method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE', path: string, body?: Json): Promise<Json>;
   /** Likewise, for what is not JSON. */
   fetchSigned(method: 'GET' | 'POST', path: string, body?: Json): Promise<Answer>;
   /** The body of an answer as it comes, whatever its length. */

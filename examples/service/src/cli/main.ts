@@ -173,6 +173,16 @@ codes
     show({ id, revoked: true }, () => 'The code is worthless now. Devices that used it stay as they are.');
   });
 
+const NONE = 'none';
+const listOrNone = (given: string): readonly string[] | null => (given === NONE ? null : given.split(',').map((part) => part.trim()));
+
+interface DeviceUpdate {
+  readonly label?: string;
+  readonly requestsPerMinute?: number | null;
+  readonly allowModels?: readonly string[] | null;
+  readonly allowFrom?: readonly string[] | null;
+}
+
 const devices = program.command('devices').description('the devices that may, or may not, call');
 
 devices
@@ -229,6 +239,26 @@ for (const [name, description] of [
     .argument('<id>')
     .action(async (id: string) => move(await api().sendSigned('POST', path('devices', id, name), {})));
 }
+
+devices
+  .command('update')
+  .description('set the limits of a device, or what it is called; "none" takes one away')
+  .argument('<id>')
+  .option('--label <text>', 'what to call it')
+  .option('--requests-per-minute <count>', 'how often it may call', (given) => (given === NONE ? null : wholeNumber(given)))
+  .option('--allow-models <names>', 'only these models, with commas between them; a * at the end stands for any rest', listOrNone)
+  .option('--allow-from <ranges>', 'only from these addresses and CIDR ranges, with commas between them', listOrNone)
+  .action(async (id: string, given: DeviceUpdate) => {
+    const change = {
+      ...(given.label !== undefined && { label: given.label === NONE ? null : given.label }),
+      ...(given.requestsPerMinute !== undefined && { requests_per_minute: given.requestsPerMinute }),
+      ...(given.allowModels !== undefined && { allowed_models: given.allowModels }),
+      ...(given.allowFrom !== undefined && { ip_allowlist: given.allowFrom }),
+    };
+    if (Object.keys(change).length === 0) throw new CommandError(`Say what to change:  ${COMMAND} devices update --help`);
+    const device = await api().sendSigned('PATCH', path('devices', id), change);
+    show(device, () => `${text(device['label']) ?? id} is changed. It holds within a second everywhere.`);
+  });
 
 devices
   .command('rotation-code')

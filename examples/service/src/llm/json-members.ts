@@ -11,6 +11,8 @@ export interface Member {
   readonly text: string | null;
   /** The name of the outermost member within which it is written; `null` for an outermost one. */
   readonly holder: string | null;
+  /** Within a list of objects in a holder: the same number for members of the same object. */
+  readonly part: number;
 }
 
 const QUOTE = 0x22;
@@ -52,12 +54,15 @@ export function topMembers(body: Uint8Array, holds: (name: string) => boolean): 
   // From here on the text is known to be JSON: only its nesting is counted.
   const members: Member[] = [];
   let depth = 0;
+  let part = 0;
   let outermost: string | null = null;
   let isHolder = false;
   for (let at = 0; at < json.length; at += 1) {
     const code = json.charCodeAt(at);
-    if (code === OPENING_BRACE || code === OPENING_BRACKET) depth += 1;
-    else if (code === CLOSING_BRACE || code === CLOSING_BRACKET) depth -= 1;
+    if (code === OPENING_BRACE || code === OPENING_BRACKET) {
+      depth += 1;
+      if (depth === MAX_DEPTH) part += 1;
+    } else if (code === CLOSING_BRACE || code === CLOSING_BRACKET) depth -= 1;
     else if (code === QUOTE) {
       const end = endOfText(json, at);
       let next = end;
@@ -72,7 +77,7 @@ export function topMembers(body: Uint8Array, holds: (name: string) => boolean): 
           outermost = name;
           isHolder = holds(name);
         }
-        members.push({ name, text, holder: depth === 1 ? null : outermost });
+        members.push({ name, text, holder: depth === 1 ? null : outermost, part: depth === 1 ? 0 : part });
       }
       at = end - 1;
     }

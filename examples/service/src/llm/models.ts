@@ -38,6 +38,9 @@ const FURTHER: ReadonlySet<string> = new Set(['models', 'fallbacks', 'fallback_m
 // Lists and objects in which a model is named one level deeper.
 const HOLDERS: ReadonlySet<string> = new Set(['tools', 'requests', 'generatecontentrequest', 'generate_content_request']);
 
+// A tool that runs a model of the provider's choice where it names none.
+const DRAWS = 'image_generation';
+
 const JSON_TYPE = /^application\/json(?:; ?charset="?utf-8"?)?$/i;
 const FORM_TYPE = /^multipart\/form-data; ?boundary=(?:"([^"\\]{1,70})"|([A-Za-z0-9'+_.-]{1,70}))$/i;
 
@@ -59,11 +62,14 @@ function modelsInJson(body: Uint8Array): BodyModels | null {
   let model: string | null = null;
   const inside: string[] = [];
   const held = new Set<string>();
-  for (const { name, text, holder } of members) {
+  const [drawing, naming] = [new Set<number>(), new Set<number>()];
+  for (const { name, text, holder, part } of members) {
     const known = folded(name);
     if (holder !== null) {
+      if (known === 'type' && text === DRAWS) drawing.add(part);
       if (known !== 'model') continue;
       if (name !== 'model' || text === null) return null;
+      naming.add(part);
       inside.push(text);
     } else if (known === 'model') {
       if (name !== 'model' || model !== null || text === null) return null;
@@ -75,7 +81,7 @@ function modelsInJson(body: Uint8Array): BodyModels | null {
       held.add(known);
     }
   }
-  return { model, inside };
+  return [...drawing].every((part) => naming.has(part)) ? { model, inside } : null;
 }
 
 function modelsInForm(body: Uint8Array, boundary: string): BodyModels | null {

@@ -27,6 +27,7 @@ describe('the model of a call', () => {
   it.each([
     ['openai', 'chat/completions', '{"model":"gpt-4o","messages":[]}', named('gpt-4o')],
     ['openai', 'responses', '{"input":"x","model":"gpt-4o","tools":[{"type":"image_generation","model":"gpt-image-1"}]}', named('gpt-4o', 'gpt-image-1')],
+    ['openai', 'responses', '{"model":"a","tools":[{"type":"web_search"},{"model":"b","type":"image_generation"}]}', named('a', 'b')],
     ['openai', 'embeddings', ' { "model" : "m\\u00fcller" } ', named('m\u00fcller')],
     ['anthropic', 'v1/messages', '{"model":"claude-x","messages":[{"role":"user","content":[{"type":"tool_use","input":{"model":"of the content"}}]}]}', named('claude-x')],
     ['google', 'v1beta/models/gemini-x:streamGenerateContent', '{"contents":[]}', named('gemini-x')],
@@ -77,6 +78,8 @@ describe('the model of a call', () => {
     ['beside a source of data with one of its own', '{"model":"a","data_sources":[]}'],
     ['with two lists of tools', '{"model":"a","tools":[],"tool\u017f":[{"model":"b"}]}'],
     ['with a tool of another case', '{"model":"a","tools":[{"Model":"b"}]}'],
+    ['with a tool that draws with a model of the provider’s choice', '{"model":"a","tools":[{"type":"image_generation"}]}'],
+    ['with such a tool beside another that names one', '{"model":"a","tools":[{"type":"image_\\u0067eneration"},{"type":"x","model":"a"}]}'],
     ['after a byte order mark', '\ufeff{"model":"a"}'],
     ['in UTF-16', Buffer.from('{"model":"a"}', 'utf16le')],
     ['in bytes that are no UTF-8', Buffer.from([...Buffer.from('{"model":"a'), 0xff, ...Buffer.from('"}')])],
@@ -136,7 +139,7 @@ describe('topMembers', () => {
       fc.property(members, gap, (written, space) => {
         const json = `{${written.map(([key, value]) => `${space}${JSON.stringify(key)}${space}:${space}${JSON.stringify(value)}${space}`).join(',')}}`;
         const found = topMembers(utf8(json), () => false);
-        expect(found).toEqual(written.map(([key, value]) => ({ name: key, text: typeof value === 'string' ? value : null, holder: null })));
+        expect(found).toEqual(written.map(([key, value]) => ({ name: key, text: typeof value === 'string' ? value : null, holder: null, part: 0 })));
       }),
     );
   });

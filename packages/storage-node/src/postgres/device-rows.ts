@@ -28,11 +28,6 @@ export interface DeviceKeyGrant {
   readonly keyRetiresAtMs: number | null;
 }
 
-/** A device as this registry finds it: what the seam demands, and to which models it is held. */
-export interface EnrolledDevice extends Device {
-  readonly allowedModels: readonly string[] | null;
-}
-
 /** The columns of a device that are under its MAC, as the database hands them over. */
 export interface DeviceGrantRow {
   device_id: string;
@@ -93,7 +88,7 @@ export function jwkOf(text: string): PublicJwk {
   return Object.freeze(JSON.parse(text) as PublicJwk);
 }
 
-export function enrolledDevice(grant: DeviceGrant, key: DeviceKeyGrant, label: string | null, nowMs: number): EnrolledDevice {
+export function enrolledDevice(grant: DeviceGrant, key: DeviceKeyGrant, label: string | null, nowMs: number): Device {
   const waitedTooLong = grant.status === 'pending' && grant.pendingUntilMs !== null && nowMs >= grant.pendingUntilMs;
   return Object.freeze({
     deviceId: grant.deviceId,

@@ -8,6 +8,7 @@
 import { UsageError } from '@keyguard/core/errors';
 import type {
   Clock,
+  Device,
   DeviceRegistry,
   EnrollmentOutcome,
   EnrollmentRequest,
@@ -30,7 +31,6 @@ import {
   type DeviceGrant,
   type DeviceGrantRow,
   type DeviceKeyGrant,
-  type EnrolledDevice,
 } from './device-rows.ts';
 import { rotateIn } from './device-rotation.ts';
 import { isCodeIntact, type CodeGrantRow } from './enrollment-codes.ts';
@@ -63,7 +63,7 @@ export interface PostgresDeviceRegistry extends DeviceRegistry {
    * One round trip. A device whose time to be approved has passed is `revoked`.
    * @throws UnavailableError seam `device_registry`, also for a row without its MAC
    */
-  findByKeyId(keyId: string): Promise<EnrolledDevice | null>;
+  findByKeyId(keyId: string): Promise<Device | null>;
   /** @throws UnavailableError seam `device_registry`, also for a code without its MAC; then nothing has changed */
   enroll(request: EnrollmentRequest): Promise<EnrollmentOutcome>;
   /** @throws UnavailableError seam `device_registry`, also for a device, key or code without its MAC; then nothing has changed */
@@ -106,7 +106,7 @@ export function postgresDeviceRegistry(sql: Sql, options: PostgresDeviceRegistry
     throw new UsageError('invalid_option', 'maxPending must be a non-negative integer.');
   }
 
-  async function findByKeyId(keyId: string): Promise<EnrolledDevice | null> {
+  async function findByKeyId(keyId: string): Promise<Device | null> {
     if (!KEY_ID.test(keyId)) return null;
     const rows = await callAsRole<FoundRow>(sql, 'kg_verifier', 'SELECT * FROM keyguard.find_device($1)', [keyId]);
     const row = rows[0];
@@ -194,7 +194,7 @@ export function postgresDeviceRegistry(sql: Sql, options: PostgresDeviceRegistry
   }
 
   return {
-    findByKeyId: (keyId: string): Promise<EnrolledDevice | null> => guarded(DEVICE_REGISTRY, () => findByKeyId(keyId)),
+    findByKeyId: (keyId: string): Promise<Device | null> => guarded(DEVICE_REGISTRY, () => findByKeyId(keyId)),
     enroll: (request: EnrollmentRequest): Promise<EnrollmentOutcome> =>
       guarded(DEVICE_REGISTRY, () => unlessTaken(() => asRole(sql, 'kg_verifier', (tx) => enrollIn(tx, request)))),
     rotate: (request: KeyRotationRequest): Promise<KeyRotationOutcome> =>
