@@ -375,7 +375,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
-    ...budgetOperations(createBudgets({ sql, rowMacKey, projects, audit, onChanged: () => standings.clear(), clock })),
+    ...budgetOperations(createBudgets({ sql, rowMacKey, access, projects, audit, onChanged: () => standings.clear(), clock })),
     ...projectOperations({ sql, projects, assignments }),
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
     ...usageOperations(usage),

@@ -57,6 +57,18 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
     await backend.stop();
   });
 
+  it('sets, shows and ends budgets', async () => {
+    await said(admin(['budgets', 'show', 'project', 'default']), 'There is no budget');
+    await said(admin(['budgets', 'set', 'project', 'default', '--period', 'month', '--requests', '1000', '--dollars', '2.50']), /requests +0 +1000\s+tokens +0 +any\s+cost +\$0\.00 +\$2\.50/);
+    expect(await json(admin, 'budgets', 'show', 'project', 'default')).toMatchObject({ budget: { period: 'month', max_requests: 1000, max_tokens: null, max_cost_micros: 2_500_000 } });
+    await refused(admin(['budgets', 'set', 'project', 'default', '--period', 'month']), 'names no limit');
+    await refused(admin(['budgets', 'set', 'project', 'default', '--period', 'month', '--dollars', '1.2345678']), 'amount of dollars');
+    await refused(admin(['budgets', 'show', 'person', 'default']), 'device or project');
+    await refused(admin(['budgets', 'show', 'device', NOBODY]), /no|not/i);
+    await said(admin(['budgets', 'end', 'project', 'default']), 'no budget any more');
+    await said(admin(['budgets', 'show', 'project', 'default']), 'There is no budget');
+  });
+
   it('invites somebody, who comes in once', async () => {
     const role = ((await json(admin, 'roles', 'list')) as { id: string; name: string }[]).find(({ name }) => name === 'viewer');
     const invited = await said(admin(['invite', ADA.email, '--role', role!.id, '--expires', '2h']), 'It is not shown again');

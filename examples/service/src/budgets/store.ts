@@ -7,6 +7,7 @@ import { asUser } from '../db/as-user.ts';
 import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { Projects } from '../projects/store.ts';
+import type { ReachAccess } from '../roles/access.ts';
 import { BUDGET_COLUMNS, budgetIn, periodAround, windowIn, writeBudget, type Budget, type BudgetRow, type StoredBudget, type Subject, type UsageWindow, type WindowRow } from './rows.ts';
 
 /** A budget, and what was used of it. */
@@ -27,6 +28,7 @@ export interface Budgets {
 export interface BudgetsOptions {
   readonly sql: SqlClient;
   readonly rowMacKey: RowMacKey;
+  readonly access: ReachAccess;
   readonly projects: Projects;
   readonly audit: AuditLog;
   /** Told after every change that is durable. */
@@ -34,14 +36,15 @@ export interface BudgetsOptions {
   readonly clock: Clock;
 }
 
-export function createBudgets({ sql, rowMacKey, projects, audit, onChanged, clock }: BudgetsOptions): Budgets {
+export function createBudgets({ sql, rowMacKey, access, projects, audit, onChanged, clock }: BudgetsOptions): Budgets {
   /** @throws HttpProblem `not_found` */
   async function demandSeen(tx: SqlTransaction, principal: Principal, subject: Subject): Promise<void> {
     if (subject.type === 'project') {
       await projects.demandIn(tx, principal, subject.id, 'projects:read');
       return;
     }
-    if ((await postgresDeviceDirectory(tx, { rowMacKey, clock }).get(subject.id, { asUserId: principal.userId })) === null) throw notFound();
+    const reach = await access.reachOf(tx, principal, 'devices:read');
+    if ((await postgresDeviceDirectory(tx, { rowMacKey, clock }).get(subject.id, { asUserId: principal.userId, reach })) === null) throw notFound();
   }
 
   async function storedIn(tx: SqlTransaction, subject: Subject): Promise<StoredBudget | null> {

@@ -7,6 +7,7 @@ import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addAuditCommands } from './audit.ts';
 import { addBackupCommands } from './backup-commands.ts';
+import { addBudgetCommands } from './budgets.ts';
 import { addKeyCommands } from './key-commands.ts';
 import { addPeopleCommands } from './people-commands.ts';
 import { addProviderKeys } from './provider-keys.ts';
@@ -279,6 +280,7 @@ addSharing(addSecretCommands(program, { api, show, path, text, wholeNumber, dura
 const keys = program.command('keys').description('the provider keys that devices use and never see, and the keys under which they are sealed');
 addKeyCommands(keys, { api, show, path, duration });
 addProviderKeys(keys, { api, show, path, text, duration, wholeNumber });
+addBudgetCommands(program, { api, show, path, wholeNumber });
 addPeopleCommands(program, { api, show, duration, askNewPassword });
 addBackupCommands(program, { show });
 
