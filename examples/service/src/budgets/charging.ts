@@ -162,6 +162,9 @@ async function settleIn(tx: SqlTransaction, settlements: readonly Settlement[], 
  */
 export async function settleLost(sql: SqlClient, audit: AuditLog, beforeMs: number): Promise<void> {
   await asJobs(sql, async (tx) => {
+    // Of two replicas one does it, so that each call is on record once.
+    const { rows: turn } = await tx.query<{ is_ours: boolean }>(`SELECT pg_try_advisory_xact_lock(hashtextextended('keyguard.lost_calls', 0)) AS is_ours`);
+    if (!turn[0]!.is_ours) return;
     const { rows } = await tx.query<{ call_id: string; tokens: unknown; cost_micros: unknown }>(
       `SELECT call_id, max(tokens) AS tokens, max(cost_micros) AS cost_micros FROM keyguard.usage_charges
         WHERE charged_at_ms < $1 GROUP BY call_id ORDER BY call_id LIMIT ${AT_ONCE}`,

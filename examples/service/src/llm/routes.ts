@@ -167,7 +167,12 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     if (deployment !== null && provider.confinement?.serves(rest, deployment) !== true) return refuse('deployment_not_allowed');
 
     const expectedInput = method === 'POST' && provider.spends(rest) ? estimatedInput(verified.body.length, verified.contentType) : null;
-    const admission = await answered('budgets', limits.seamTimeoutMs, () => admit({ callId: call.callId, device, provider, rest, expectedInput, body: verified.body }));
+    const admitting = admit({ callId: call.callId, device, provider, rest, expectedInput, body: verified.body });
+    const admission = await answered('budgets', limits.seamTimeoutMs, () => admitting).catch((error: unknown) => {
+      // What is charged after all, too late for this call, is given back.
+      admitting.then((late) => (late !== null && 'takeBack' in late ? late.takeBack() : undefined)).catch(() => {});
+      throw error;
+    });
     if (admission !== null) setFields(response, limitFields([rate, ...admission.limits], clock.nowMs()));
     if (admission !== null && 'refusedBy' in admission) {
       if (admission.retryAtMs !== null) comeAgain(response, admission.retryAtMs - clock.nowMs());

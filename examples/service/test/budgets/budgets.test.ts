@@ -279,7 +279,9 @@ describe.each(backends())('budgets on %s', (_title, open) => {
       await settleLost(service.sql, { recordIn: async () => {} } as never, later);
       expect(await open_()).toBe(1);
       const recorded: unknown[] = [];
-      await settleLost(service.sql, { recordIn: async (_tx: unknown, entry: unknown) => void recorded.push(entry) } as never, later + 1);
+      const log = { recordIn: async (_tx: unknown, entry: unknown) => void recorded.push(entry) } as never;
+      // As two replicas do.
+      await Promise.all([settleLost(service.sql, log, later + 1), settleLost(service.sql, log, later + 1)]);
       expect(recorded).toEqual([expect.objectContaining({ action: 'budget.charge_lost_call', call_id: 'lost', charged_tokens: 70, charge_estimated: true })]);
       const { rows: kept } = await service.asSuperuser(`SELECT tokens::int, expected_tokens::int FROM keyguard.usage_windows WHERE subject_id = 'a device' AND began_ms = $1`, [Date.UTC(2027, 1, 12)]);
       expect([kept, await open_()]).toEqual([[{ tokens: 70, expected_tokens: 0 }], 0]);

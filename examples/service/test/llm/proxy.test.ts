@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import http from 'node:http';
 import { type APIError, AuthenticationError, InternalServerError, PermissionDeniedError } from 'openai';
 import { afterEach, describe, expect, it, vi } from 'vitest';
+import type { Allowance } from '../../src/llm/allowance.ts';
 import { callAuditEntry, type CallEvent } from '../../src/llm/call-events.ts';
 import { llmProxy } from '../../src/llm/routes.ts';
 import { openaiUpstream,
@@ -579,6 +580,22 @@ describe('stopping and cutting off', () => {
     stage.proxy.endCallsOf(stage.registry.list()[0]!.deviceId);
     release();
     expect(await call).toMatchObject({ status: 403, code: 'device_cut_off' });
+    expect(fake.requests).toHaveLength(0);
+  });
+});
+
+describe('a budget', () => {
+  it('that is charged too late for its call is given back, and nothing is sent', async () => {
+    let charge = (): void => {};
+    let takenBack = 0;
+    const late = new Promise<Allowance>((resolve) => {
+      charge = () => resolve({ limits: [], charge: () => ({ tokens: 0, costMicros: 0, isEstimated: false }), takeBack: async () => void (takenBack += 1) });
+    });
+    const { fake, stage } = await given(answerCompletion, { admit: () => late, limits: { seamTimeoutMs: 100 } });
+    expect(await caught(stage.openai().chat.completions.create(PLAIN))).toMatchObject({ status: 503, code: 'service_unavailable' });
+    expect(takenBack).toBe(0);
+    charge();
+    await until(() => takenBack === 1);
     expect(fake.requests).toHaveLength(0);
   });
 });
