@@ -10,12 +10,12 @@
  * error event in the provider's form, because the official SDKs take a stream that merely ends for a whole one; any other
  * broken answer is cut, so that its length or its missing last chunk tells.
  */
-import dns from 'node:dns';
 import http, { type ClientRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import https from 'node:https';
-import type { LookupFunction, Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import type { Bytes } from '@keyguard/core/seams';
 import { failure, sendFailure, type FailureCode } from './failures.ts';
+import { loopbackOnly } from './loopback.ts';
 import { eventReader, jsonReader, type AnswerReader } from './metering.ts';
 import type { Meter, Provider, TrustedUpstream, Usage } from './provider.ts';
 import { eventGate, type EventGate } from './sse.ts';
@@ -140,17 +140,6 @@ export function createForwarder(limits: ForwardLimits): Forwarder {
     },
   };
 }
-
-/** For upstreams without TLS, which are on this machine: their name must not become another machine's. */
-const loopbackOnly: LookupFunction = (hostname, options, callback) => {
-  dns.lookup(hostname, { ...options, all: true }, (error, addresses) => {
-    const own = (addresses ?? []).filter(({ address }) => address === '::1' || address.startsWith('127.'));
-    const [first] = own;
-    if (error !== null || first === undefined) callback(error ?? new Error('The name of a loopback upstream leads elsewhere.'), '');
-    else if (options.all === true) callback(null, own);
-    else callback(null, first.address, first.family);
-  });
-};
 
 function forwardOne(
   limits: ForwardLimits,
