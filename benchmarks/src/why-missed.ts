@@ -13,8 +13,8 @@ const THREE_COMMITS =
   'A call waits three times for what must be durable, each behind the one before: the claim of its nonce, the entry before the provider key is used, the entry before the answer ends. ' +
   'Each is one statement and one commit; the bare proxy with one verify shows what is left beside them. Portkey writes nothing down.';
 const PER_CALL =
-  'A verification, a claim and two entries are written, sealed and indexed for each call, by the same core that hands it on: on PGlite the database works on that core too. The goal against Portkey ' +
-  'was set where a bare proxy made nine times its rate; where it makes fewer, three times Portkey is more than a bare proxy with one verify can do.';
+  'A verification, a claim and two entries are made, sealed, written and later read back for each call, by the same core that hands it on; on PGlite the database works on that core too. A bare proxy ' +
+  'with one verify is what is left when all of that is taken away.';
 const EMBEDDED_PAUSES =
   'The database is in the process, and a statement of it stops everything else: those of the second-by-second work, such as summing up usage, come between the bytes of a stream.';
 const FIRST_EVENT =
