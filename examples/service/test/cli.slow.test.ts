@@ -85,6 +85,14 @@ describe('the terminal command', () => {
     const listed = await cli(['devices', 'list']);
     expect(listed.output).toMatch(new RegExp(`^${deviceId} +A phone +pending +${keyId.slice(0, 12)} `, 'm'));
     expect((await cli(['devices', 'show', deviceId])).output).toContain(keyId);
+    const limits = ['--label', 'A phone', '--requests-per-minute', '60', '--allow-models', 'gpt-4o,o3*', '--allow-from', '127.0.0.0/8,::1'];
+    expect((await cli(['devices', 'update', deviceId, ...limits])).output).toContain('A phone is changed.');
+    const limited = (await cli(['devices', 'show', deviceId])).output;
+    for (const shown of ['60', 'gpt-4o, o3*', '127.0.0.0/8, ::1']) expect(limited).toContain(shown);
+    expect((await cli(['devices', 'update', deviceId, '--requests-per-minute', 'none', '--allow-models', 'none', '--allow-from', 'none'])).code).toBe(0);
+    expect((await cli(['devices', 'show', deviceId])).output).not.toContain('gpt-4o');
+    expect((await cli(['devices', 'update', deviceId])).output).toContain('Say what to change');
+    expect((await cli(['devices', 'update', deviceId, '--requests-per-minute', '0'])).code).toBe(1);
     for (const [verb, expected] of [['approve', 'active'], ['suspend', 'suspended'], ['resume', 'active'], ['revoke', 'revoked']] as const) {
       expect((await cli(['devices', verb, deviceId])).output).toContain(`A phone (key ${keyId.slice(0, 12)}…) is ${expected} now.`);
       expect((await client.status()).status).toBe(expected);
