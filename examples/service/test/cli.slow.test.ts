@@ -106,7 +106,7 @@ describe('the terminal command', () => {
     expect(newest).toMatchObject({ label: 'A phone', uses: 1 });
     expect((await cli(['codes', 'revoke', newest.id])).code).toBe(0);
     expect((await cli(['codes', 'list'])).output).toContain('1 of 1');
-    const actions = (await json('audit', '--limit', '9')).map(({ action, outcome }: { action: string; outcome: string }) => `${action} ${outcome}`);
+    const actions = (await json('audit', '--limit', '11')).map(({ action, outcome }: { action: string; outcome: string }) => `${action} ${outcome}`);
     expect(actions).toEqual([
       'enrollment_code.revoke success',
       'device.read refused',
@@ -116,6 +116,8 @@ describe('the terminal command', () => {
       'device.resume success',
       'device.suspend success',
       'device.approve success',
+      'device.update success',
+      'device.update success',
       'device.enroll success',
     ]);
     expect((await cli(['audit', '--limit', '6'])).output).toMatch(/device\.revoke +success +user:/);

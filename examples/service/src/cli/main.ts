@@ -174,14 +174,16 @@ codes
     show({ id, revoked: true }, () => 'The code is worthless now. Devices that used it stay as they are.');
   });
 
-const NONE = 'none';
-const listOrNone = (given: string): readonly string[] | null => (given === NONE ? null : given.split(',').map((part) => part.trim()));
+const NONE = 'none' as const;
+// A parser of options cannot answer with null: commander takes that for an option without a value.
+const listOrNone = (given: string): readonly string[] | typeof NONE => (given === NONE ? NONE : given.split(',').map((part) => part.trim()));
+const orNull = <T>(given: T | typeof NONE): T | null => (given === NONE ? null : (given as T));
 
 interface DeviceUpdate {
   readonly label?: string;
-  readonly requestsPerMinute?: number | null;
-  readonly allowModels?: readonly string[] | null;
-  readonly allowFrom?: readonly string[] | null;
+  readonly requestsPerMinute?: number | typeof NONE;
+  readonly allowModels?: readonly string[] | typeof NONE;
+  readonly allowFrom?: readonly string[] | typeof NONE;
 }
 
 const devices = program.command('devices').description('the devices that may, or may not, call');
@@ -246,15 +248,15 @@ devices
   .description('set the limits of a device, or what it is called; "none" takes one away')
   .argument('<id>')
   .option('--label <text>', 'what to call it')
-  .option('--requests-per-minute <count>', 'how often it may call', (given) => (given === NONE ? null : wholeNumber(given)))
+  .option('--requests-per-minute <count>', 'how often it may call', (given) => (given === NONE ? NONE : wholeNumber(given)))
   .option('--allow-models <names>', 'only these models, with commas between them; a * at the end stands for any rest', listOrNone)
   .option('--allow-from <ranges>', 'only from these addresses and CIDR ranges, with commas between them', listOrNone)
   .action(async (id: string, given: DeviceUpdate) => {
     const change = {
-      ...(given.label !== undefined && { label: given.label === NONE ? null : given.label }),
-      ...(given.requestsPerMinute !== undefined && { requests_per_minute: given.requestsPerMinute }),
-      ...(given.allowModels !== undefined && { allowed_models: given.allowModels }),
-      ...(given.allowFrom !== undefined && { ip_allowlist: given.allowFrom }),
+      ...(given.label !== undefined && { label: orNull(given.label) }),
+      ...(given.requestsPerMinute !== undefined && { requests_per_minute: orNull(given.requestsPerMinute) }),
+      ...(given.allowModels !== undefined && { allowed_models: orNull(given.allowModels) }),
+      ...(given.allowFrom !== undefined && { ip_allowlist: orNull(given.allowFrom) }),
     };
     if (Object.keys(change).length === 0) throw new CommandError(`Say what to change:  ${COMMAND} devices update --help`);
     const device = await api().sendSigned('PATCH', path('devices', id), change);
