@@ -24,7 +24,7 @@ const REASONS: Readonly<Record<string, string>> = {
   TimeoutError: 'The key database does not answer: close other tabs of this site, then reload.',
   DataCloneError: 'This browser cannot keep a non-extractable key in IndexedDB.',
   InvalidStateError: 'The browser lets this page keep no keys: some do so in private windows. Open it in an ordinary one.',
-  UnknownError: 'The browser cannot read its own storage, or the disk is full: free some room and restart it; if that does not help, clear the data of this site and enroll again.',
+  UnknownError: 'The browser cannot read its own storage, or the disk is full: free some room and restart it, or else clear the data of this site and enroll again.',
   VersionError: 'The key database was made by something else: give indexedDbKeyStore a databaseName of its own.',
   NotFoundError: 'The key database was made by something else: give indexedDbKeyStore a databaseName of its own.',
   AbortError: 'The browser gave up writing the key, as when the disk is full: free some room, then reload.',

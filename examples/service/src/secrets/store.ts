@@ -17,7 +17,7 @@ import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
 import { allowedExpiry, defaultExpiry, longestExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
-import { newestOf } from './newest.ts';
+import { newestSecrets } from './newest.ts';
 import { notIntact, sealedIn, secretMac, secretRows, versionPlace, type HeldSecret, type SealedRow, type Secret, type SecretRows } from './rows.ts';
 import type { OnTamperedShare } from './shares.ts';
 import { inTurns } from './turns.ts';
@@ -166,7 +166,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
   const { rowMacKey } = keys;
   const primitives = nodeVaultPrimitives();
   const rows = secretRows({ access, rowMacKey, clock, ...(onTamperedShare !== undefined && { onTamperedShare }) });
-  const newest = newestOf({ sql, origin: audit.origin, auditMac: keys.auditMac });
+  const newest = newestSecrets({ origin: audit.origin, auditMac: keys.auditMac });
   const turns = inTurns();
 
   async function recorded<T>(work: Promise<T>): Promise<T> {
@@ -289,7 +289,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
     async openFor(principal, id, permission, { version, allowExpired }) {
       let last: number | null = null;
       for (let tries = 0; tries < MAX_TRIES; tries += 1) {
-        const { secret, sealed, wanted } = await asUser(sql, principal.userId, async (tx) => {
+        const { secret, sealed, wanted, told } = await asUser(sql, principal.userId, async (tx) => {
           const { secret: found } = await rows.secretOf(tx, principal, id, permission);
           const number = version ?? found.currentVersion;
           // The database is asked once more whether its user may: that somebody sees a row does not mean that they may open it.
@@ -300,11 +300,12 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
                 AND keyguard.acting_may_secret(s.id, s.owner_id, s.project_id, $3)`,
             [id, number, permission],
           );
-          return { secret: found, sealed: sealedRows[0], wanted: number };
+          const told = await newest.rowsIn(tx, id, { withDestroyed: number !== found.currentVersion });
+          return { secret: found, sealed: sealedRows[0], wanted: number, told };
         });
         // What the log said in the round before had happened by now: a row that still lags behind it was put back.
         if (last !== null && secret.currentVersion < last) throw notIntact();
-        const announced = await newest(id, { withDestroyed: wanted !== secret.currentVersion });
+        const announced = await newest.announced(id, told);
         if (announced === null || announced.currentVersion < secret.currentVersion) throw notIntact();
         if (announced.isDeleted || announced.currentVersion > secret.currentVersion) {
           // Changed between the two looks, or put back: the next look tells. A deletion leaves nothing to find, so it tells at once.

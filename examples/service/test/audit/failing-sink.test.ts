@@ -6,7 +6,7 @@ import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
-import type { SqlClient, SqlScriptClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
 import { auditLog } from '../../src/audit/log.ts';
 import { readConfig } from '../../src/config.ts';
 import { startService, type Service } from '../../src/service.ts';
@@ -21,10 +21,10 @@ let mode: Mode = 'well';
 let tries = 0;
 
 /** The database, whose audit table takes what it is given, or every fifth time not, or never, or only after long. */
-function sabotaged(sql: SqlScriptClient): SqlScriptClient {
+function sabotaged<Client extends SqlClient>(sql: Client): Client {
   const wrapped = (tx: SqlTransaction): SqlTransaction => ({
     async query(text, params) {
-      if (mode !== 'well' && text.startsWith('INSERT INTO keyguard.secret_audit_logs')) {
+      if (mode !== 'well' && text.startsWith('SELECT keyguard.add_audit_records')) {
         tries += 1;
         if (mode === 'hangs') await new Promise((resolve) => setTimeout(resolve, HANG_MS));
         // By a statement, so that the transaction has failed as it would have.
@@ -33,7 +33,7 @@ function sabotaged(sql: SqlScriptClient): SqlScriptClient {
       return tx.query(text, params);
     },
   });
-  return { ...sql, transaction: (fn) => sql.transaction((tx) => fn(wrapped(tx))) };
+  return { ...sql, query: wrapped(sql).query, transaction: (fn) => sql.transaction((tx) => fn(wrapped(tx))) };
 }
 
 let service: Service;
@@ -68,7 +68,7 @@ beforeAll(async () => {
     overrides: {
       database(opened) {
         sql = opened.sql;
-        return { ...opened, sql: sabotaged(opened.sql) };
+        return { ...opened, sql: sabotaged(opened.sql), calls: sabotaged(opened.calls) };
       },
     },
   });

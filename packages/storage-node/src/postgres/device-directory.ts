@@ -214,14 +214,17 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     return { items: await Promise.all(page.items), nextCursor: page.nextCursor };
   }
 
-  async function get(deviceId: string, asUserId: string, reach: DeviceReach): Promise<DeviceRecord | null> {
-    const { rows } = await forUser(asUserId, (tx, administers) =>
-      tx.query<DeviceRow>(
-        `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3 OR ${within('$4', '$5')})`,
-        [deviceId, administers, asUserId, reach.everywhere, reach.projectIds],
-      ),
+  async function seenIn(tx: SqlTransaction, deviceId: string, userId: string, administers: boolean, reach: DeviceReach): Promise<DeviceRow | undefined> {
+    const { rows } = await tx.query<DeviceRow>(
+      `SELECT ${COLUMNS}, ${KEY_COLUMN} FROM keyguard.devices d WHERE d.device_id = $1 AND ($2::boolean OR d.owner_id = $3 OR ${within('$4', '$5')})`,
+      [deviceId, administers, userId, reach.everywhere, reach.projectIds],
     );
-    return rows[0] === undefined ? null : deviceRecord(rows[0]);
+    return rows[0];
+  }
+
+  async function get(deviceId: string, asUserId: string, reach: DeviceReach): Promise<DeviceRecord | null> {
+    const row = await forUser(asUserId, (tx, administers) => seenIn(tx, deviceId, asUserId, administers, reach));
+    return row === undefined ? null : deviceRecord(row);
   }
 
   async function lock(tx: SqlTransaction, deviceId: string, userId: string, administers: boolean, shuts: DeviceReach): Promise<LockedDevice | null> {
@@ -246,7 +249,7 @@ export function postgresDeviceDirectory(sql: Sql, options: PostgresDeviceDirecto
     return forUser(userId, async (tx, administers) => {
       const locked = await lock(tx, deviceId, userId, administers, shuts);
       if (locked !== null) return fn(tx, locked);
-      return { outcome: (await get(deviceId, userId, sees)) === null ? 'not_found' : 'forbidden' };
+      return { outcome: (await seenIn(tx, deviceId, userId, administers, sees)) === undefined ? 'not_found' : 'forbidden' };
     });
   }
 
