@@ -16,6 +16,7 @@ export type {
   KeyguardRole,
   PgConnection,
   PgliteDatabase,
+  PgliteLanes,
   PgliteTransaction,
   PgPool,
   Sql,

@@ -166,7 +166,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
   },
   listSharedWithMe: { call: async (world) => { await newSharedSecret(world); return {}; }, answers: signedIn(200) },
   createSecretLink: { call: async (world) => ({ ...(await secret(world)), body: {} }), answers: notShared(201) },
-  // What opens for whoever has the link is in shares-links.test.ts; nobody has this one.
+  // What opens for whoever has the link is in shares-links.slow.test.ts; nobody has this one.
   openSecretLink: { call: () => ({ params: { token: `kgl_${'A'.repeat(43)}` }, body: {} }), answers: all(404) },
 
   getUsage: { answers: signedIn(200) },

@@ -1,4 +1,4 @@
-/** For `sabotage.test.ts`, which runs these suites in a process of their own and expects them to fail. */
+/** For `sabotage.slow.test.ts`, which runs these suites in a process of their own and expects them to fail. */
 import { defineConfig } from 'vitest/config';
 
 const conditions = ['@keyguard/source'];
