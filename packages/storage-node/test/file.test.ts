@@ -1,3 +1,4 @@
+import { EventEmitter, once } from 'node:events';
 import { chmod, copyFile, link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -318,6 +319,57 @@ describe('fileKeyStore', () => {
     const store = fileKeyStore({ directory });
     await store.delete('a');
     await expectToSign(await store.getOrCreate('a'));
+  });
+});
+
+describe('a caller that is overtaken while it looks for a pending key', () => {
+  type Release = () => void;
+
+  /** The platform's crypto, which stops before a call of the method that is listened for, until it is released. */
+  function stoppable(): { crypto: Crypto; stop: (method: keyof SubtleCrypto) => Promise<Release> } {
+    const stops = new EventEmitter();
+    const { subtle } = globalThis.crypto;
+    const crypto = {
+      getRandomValues: <T extends ArrayBufferView>(array: T): T => globalThis.crypto.getRandomValues(array as never) as T,
+      subtle: new Proxy(subtle, {
+        get: (target, property) => {
+          const method = Reflect.get(target, property) as (...parameters: unknown[]) => Promise<unknown>;
+          return async (...parameters: unknown[]) => {
+            await new Promise<void>((release) => void (stops.emit(property, release) || release()));
+            return method.apply(target, parameters);
+          };
+        },
+      }),
+    } as unknown as Crypto;
+    return { crypto, stop: async (method) => ((await once(stops, method)) as [Release])[0] };
+  }
+
+  it('is not told of one that another, overtaken too, chose to replace a former key', async () => {
+    const { directory } = await withKey();
+    const store = fileKeyStore({ directory });
+    const [chooser, reader] = [stoppable(), stoppable()];
+    // Both have read the key that is there now: one found that nothing is pending and makes a key, the other has not looked yet.
+    const makes = chooser.stop('generateKey');
+    const chooserEnds = fileKeyStore({ directory, crypto: chooser.crypto }).getOrCreatePending('a');
+    const releaseChooser = await makes;
+    const opens = reader.stop('decrypt');
+    const readerEnds = fileKeyStore({ directory, crypto: reader.crypto }).getOrCreatePending('a');
+    const releaseReader = await opens;
+    const promoted = await store.getOrCreatePending('a');
+    expect(await store.promote('a', promoted.keyId)).toBe(true);
+    // What it made is chosen for the former key, and it is about to make another one.
+    const makesAgain = chooser.stop('generateKey');
+    releaseChooser();
+    const releaseChooserAgain = await makesAgain;
+    expect((await readdir(directory)).filter((name) => name.endsWith('.0.next'))).toHaveLength(1);
+    releaseReader();
+    const told = await readerEnds;
+    releaseChooserAgain();
+    expect((await chooserEnds).keyId).toBe(told.keyId);
+    expect((await store.get('a'))?.keyId).toBe(promoted.keyId);
+    expect(await store.promote('a', told.keyId)).toBe(true);
+    expect((await store.get('a'))?.keyId).toBe(told.keyId);
+    expect((await readdir(directory)).filter((name) => name !== 'root.key')).toEqual([expect.stringMatching(/^device-[0-9a-f]{64}\.key$/)]);
   });
 });
 

@@ -106,16 +106,20 @@ export function fileKeyStore(options: FileKeyStoreOptions): KeyStore {
 
   /** The pending key of that name; or which choice is to be made to have one; or `null` for a name without a key. */
   async function readPending(name: string): Promise<{ path: string; key: SigningKey } | { currentKeyId: string; nextIndex: number } | null> {
-    const current = await read(name);
-    if (current === null) return null;
-    const { found, nextIndex } = await findPending(filesOf(directory, name), current.keyId, MAX_FILE_BYTES);
-    if (found === null) {
-      known.delete(`pending${name}`);
-      return { currentKeyId: current.keyId, nextIndex };
+    for (;;) {
+      const current = await read(name);
+      if (current === null) return null;
+      const { found, nextIndex } = await findPending(filesOf(directory, name), current.keyId, MAX_FILE_BYTES);
+      if (found === null) {
+        known.delete(`pending${name}`);
+        return { currentKeyId: current.keyId, nextIndex };
+      }
+      // Replaced meanwhile: then what was found may have been chosen too late, by another who had not noticed either.
+      if ((await read(name))?.keyId !== current.keyId) continue;
+      const key = await openOnce('pending', name, found.path, found.bytes);
+      if (key.keyId !== found.keyId) throw unusable(`${found.path} holds another key than it says: restore the right file from a backup, or delete it.`);
+      return { path: found.path, key };
     }
-    const key = await openOnce('pending', name, found.path, found.bytes);
-    if (key.keyId !== found.keyId) throw unusable(`${found.path} holds another key than it says: restore the right file from a backup, or delete it.`);
-    return { path: found.path, key };
   }
 
   async function sweepOnce(): Promise<void> {

@@ -1,6 +1,6 @@
 /**
  * Which file of a folder holds the pending key of a name. Node has no lock that a killed process lets go, so there is none: each
- * step is one call of the file system that succeeds for exactly one caller, on a name that never comes back.
+ * step is one call of the file system that succeeds for exactly one caller, on a name that does not come back while it counts.
  *
  * Beside the key itself, `device-<hash>.key`, a name has, while its key has the id `K`,
  *
@@ -10,7 +10,9 @@
  * A choice is made by linking, so racing processes agree on one, and is never changed. The pending key is the chosen one whose
  * `.pending` file is there. It is promoted by renaming that file to the key, and discarded by removing it: one of the two
  * happens, once, and cannot happen to another key, because the file's name bears the id. Key ids do not come back either; so
- * what bears the id of a former key is of no use to anyone, and is removed after the next promotion.
+ * what bears the id of a former key is of no use to anyone, and is removed after the next promotion. A process that has not
+ * noticed a promotion may still choose for the former key; so what is found counts only where the key of the name is the same
+ * after looking as it was before.
  */
 import { createHash } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
@@ -59,6 +61,7 @@ const choicePath = ({ directory, prefix }: NamedFiles, currentKeyId: string, ind
 
 /**
  * The pending key, as the choices say, and the file's bytes; or `null`, with the index of the choice that is still to be made.
+ * It is pending only if the key of the name still is `currentKeyId` once this has resolved: look again.
  * @throws UsageError `key_store_unusable`
  */
 export async function findPending(
