@@ -121,8 +121,10 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
       },
       async ({ request, response }) => {
         const ended = await door.session(request);
+        // Before it is done, as better-auth does it in a transaction of its own: what cannot be put on record is not done.
+        if (ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'success', actor: `user:${ended.user.id}` });
         const answer = await door.ask(request, '/sign-out');
-        if (answer.ok && ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'success', actor: `user:${ended.user.id}` });
+        if (!answer.ok && ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'failed', actor: `user:${ended.user.id}` });
         return passedOn(response, answer, () => ({ success: true }));
       },
     ),
@@ -144,10 +146,12 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
       },
       async ({ body, principal, request, response }) => {
         const { userId, sessionId } = personOf(principal);
-        const answer = await counted({ account: userAccount(userId), of: `password\0${sessionId}` }, () =>
+        const answer = await counted({ account: userAccount(userId), of: `password\0${sessionId}` }, async () => {
+          // Likewise: an attempt is on record before anything is changed, and whether it came to something afterwards.
+          await audit.record({ action: 'auth.try_change_password', outcome: 'success', actor: `user:${userId}` });
           // Whoever knew the old password may be signed in somewhere.
-          door.ask(request, '/change-password', { currentPassword: body.current_password, newPassword: body.new_password, revokeOtherSessions: true }),
-        );
+          return door.ask(request, '/change-password', { currentPassword: body.current_password, newPassword: body.new_password, revokeOtherSessions: true });
+        });
         const user = userJson(answer.json);
         if (answer.ok) await audit.record({ action: 'auth.change_password', outcome: 'success', actor: `user:${user?.id}` });
         return passedOn(response, answer, () => ({ user }));

@@ -155,6 +155,18 @@ describe('while the audit log', () => {
     expect([refused.status, refused.headers.get('set-auth-token'), refused.headers.get('set-cookie')]).toEqual([503, null, null]);
     expect((await signIn()).status).toBe(200);
   });
+
+  it('takes nothing, no password changes and no session ends', async () => {
+    const own = (await signIn()).headers.get('set-auth-token')!;
+    mode = 'never';
+    const changed = await send('POST', '/api/auth/change-password', { token: own, body: { current_password: PASSWORD, new_password: 'another long and quiet password' } });
+    const ended = await send('POST', '/api/auth/sign-out', { token: own });
+    mode = 'well';
+    expect([changed.status, ended.status]).toEqual([503, 503]);
+    // With the old password, and by the session that is still there.
+    expect((await signIn()).status).toBe(200);
+    expect((await send('GET', '/api/auth/get-session', { token: own })).status).toBe(200);
+  });
 });
 
 it('an entry that is never answered is given up', async () => {
