@@ -3,7 +3,7 @@
 --
 -- The place that a value is sealed for is "the value of version n of this key", whichever table the bytes lie in: so they move as they
 -- are, and each opens as before. A row that was there before bears no MAC; the service gives it one at its next start, as long as
--- the audit log says that nothing was done to the key since it was stored (src/api-keys/adopting.ts).
+-- the audit log says that nothing was done to the key since it was stored (src/api-keys/importing.ts).
 
 ALTER TABLE keyguard.secret_versions
   -- Of provider keys: the last four characters of the value, which stay when it is destroyed.
