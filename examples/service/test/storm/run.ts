@@ -31,6 +31,7 @@ export interface StormOptions {
 export interface Latencies {
   readonly count: number;
   readonly p50Ms: number;
+  readonly p95Ms: number;
   readonly p99Ms: number;
 }
 
@@ -55,7 +56,7 @@ export interface StormResult {
 function latenciesOf(took: readonly number[]): Latencies {
   const sorted = took.toSorted((a, b) => a - b);
   const at = (part: number): number => sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))] ?? Number.NaN;
-  return { count: sorted.length, p50Ms: at(0.5), p99Ms: at(0.99) };
+  return { count: sorted.length, p50Ms: at(0.5), p95Ms: at(0.95), p99Ms: at(0.99) };
 }
 
 interface Took {
@@ -148,7 +149,7 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
   }
 }
 
-const inWords = ({ count, p50Ms, p99Ms }: Latencies): string => `p50 ${p50Ms.toFixed(1)} p99 ${p99Ms.toFixed(1)} (${count})`;
+const inWords = ({ count, p50Ms, p95Ms, p99Ms }: Latencies): string => `p50 ${p50Ms.toFixed(1)} p95 ${p95Ms.toFixed(1)} p99 ${p99Ms.toFixed(1)} (${count})`;
 
 export function describeStorm({ rounds, pooled: { quiet, storm }, said, calls }: StormResult): string {
   const lines = rounds.map(({ tookMs, ...round }) => `  quiet ${inWords(round.quiet.calls)}  storm of ${tookMs} ms ${inWords(round.storm.calls)}`);
