@@ -10,7 +10,7 @@ import type { Clock } from '@keyguard/core/seams';
 import type { SqlClient, SqlScriptClient } from './postgres/client.ts';
 import { compareMigrations, runMigrations, type MigrationSet, type PendingMigration } from './postgres/migrate.ts';
 
-export { asRole, pgClient, pgliteClient, pgliteLanes } from './postgres/client.ts';
+export { asRole, pgClient, pgliteClient, pgliteLanes, pgliteParsers } from './postgres/client.ts';
 export type {
   AsRoleOptions,
   KeyguardRole,

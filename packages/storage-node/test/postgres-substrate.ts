@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Pool } from 'pg';
-import { grantRolesTo, migrate, pgClient, pgliteClient, type SqlScriptClient } from '../src/postgres.ts';
+import { grantRolesTo, migrate, pgClient, pgliteClient, pgliteParsers, type SqlScriptClient } from '../src/postgres.ts';
 
 export interface Database {
   /** Migrates. */
@@ -207,7 +207,7 @@ export async function pgliteSubstrate(): Promise<Substrate> {
     };
     return { owner: client, app: client, peer: client, intruder: client, appUrl: null, cut: close, close };
   }
-  const create = async (): Promise<Database> => on(await PGlite.create());
+  const create = async (): Promise<Database> => on(await PGlite.create({ parsers: pgliteParsers }));
   return {
     title: 'PGlite',
     isEmbedded: true,
@@ -219,7 +219,7 @@ export async function pgliteSubstrate(): Promise<Substrate> {
         migrated = await db.dumpDataDir('none');
         await db.close();
       }
-      return on(await PGlite.create({ loadDataDir: migrated }));
+      return on(await PGlite.create({ loadDataDir: migrated, parsers: pgliteParsers }));
     },
     stop: async () => {},
   };

@@ -4,7 +4,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import pg from 'pg';
-import { pgClient, pgliteLanes, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
+import { pgClient, pgliteLanes, pgliteParsers, type SqlClient, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 
 export interface Database {
   readonly sql: SqlScriptClient;
@@ -30,7 +30,7 @@ export async function openEmbedded(dataDir: string): Promise<Database> {
   // Before PGlite makes it: its own files can be read by everyone.
   await mkdir(folder, { recursive: true, mode: 0o700 });
   const { PGlite } = await import('@electric-sql/pglite');
-  const database = await PGlite.create(folder);
+  const database = await PGlite.create(folder, { parsers: pgliteParsers });
   const { first, rest } = pgliteLanes(database);
   return { sql: rest, calls: first, prompt: first, embedded: true, close: () => database.close() };
 }

@@ -10,5 +10,5 @@ export function integer(value: unknown): number {
 /** Bytes of their own buffer, whatever view the driver hands over. */
 export function bytesOf(value: unknown): Uint8Array<ArrayBuffer> {
   if (!(value instanceof Uint8Array)) throw new TypeError('The database answered with no bytes.');
-  return Uint8Array.from(value);
+  return new Uint8Array(value);
 }

@@ -274,6 +274,16 @@ export function pgliteLanes(db: PgliteDatabase): PgliteLanes {
   return { first: pgliteLane(db, first, turn), rest: pgliteLane(db, second, turn) };
 }
 
+const BYTEA = 17;
+
+/**
+ * For PGlite's option `parsers`: reads `bytea` as its own parser does, into the same bytes, and many times faster. PGlite reads each byte
+ * by itself, which was a quarter of all that a busy service did.
+ */
+export const pgliteParsers: Readonly<Record<number, (text: string) => unknown>> = Object.freeze({
+  [BYTEA]: (hex: string): Uint8Array => Buffer.from(hex.slice(2), 'hex'),
+});
+
 /**
  * A client on a PGlite database. Everything in the process waits in one queue: inside a transaction use its `tx` alone.
  * PGlite logs in as a superuser, whom no policy binds: only what takes a role ({@link asRole}) is bound by them.
@@ -394,5 +404,5 @@ export function integerOrNull(value: unknown): number | null {
 /** Bytes of their own buffer, whatever view the driver hands over. */
 export function bytesOf(value: unknown): Uint8Array<ArrayBuffer> {
   if (!(value instanceof Uint8Array)) throw new TypeError('The database answered with no bytes.');
-  return Uint8Array.from(value);
+  return new Uint8Array(value);
 }
