@@ -747,6 +747,46 @@ describe.each(SUBSTRATES)('$title', { timeout: 60_000 }, ({ start }) => {
       await verifyRecords(sink.read(0), { origin: ORIGIN, keys: new Map([['audit-1', macKey]]) });
     });
 
+    it('takes several records together only where each follows the one before', async () => {
+      const own = await substrate.open();
+      const sink = postgresAuditSink(own.app, { origin: ORIGIN, macKey });
+      const [{ mac: first }] = (await sink.append([{ action: 'x', outcome: 'success', actor: 'system' }])) as [AuditRecord];
+      interface Row { readonly origin?: string; readonly seq: number; readonly prev: Uint8Array; readonly mac: Uint8Array; readonly key?: string; readonly handover?: string }
+      const insert = (...rows: readonly Row[]): Promise<unknown> =>
+        sqlState(own.app.transaction(async (tx) => {
+          await tx.query('SET LOCAL ROLE kg_verifier');
+          const values = rows.map((_, i) => `($${7 * i + 1}, $${7 * i + 2}, 1, 'a', 'a', 'success', 'x', $${7 * i + 3}, $${7 * i + 4}, $${7 * i + 5}, $${7 * i + 6}, $${7 * i + 7})`);
+          return tx.query(
+            `INSERT INTO keyguard.secret_audit_logs (origin, seq, ts_ms, actor, action, outcome, entry, prev_mac, mac, mac_key_id, handover_mac, handover_mac_key_id)
+              VALUES ${values.join(', ')}`,
+            rows.flatMap(({ origin = ORIGIN, seq, prev, mac, key = 'audit-1', handover }) => [origin, seq, prev, mac, key, handover === undefined ? null : randomBytes(32), handover ?? null]),
+          );
+        }));
+      const [a, b, c] = [randomBytes(32), randomBytes(32), randomBytes(32)];
+      const good: readonly Row[] = [{ seq: 1, prev: first, mac: a }, { seq: 2, prev: a, mac: b }, { seq: 3, prev: b, mac: c }];
+      const [one, two, three] = good as [Row, Row, Row];
+      const bad: Readonly<Record<string, readonly Row[]>> = {
+        'a gap': [one, three],
+        'a gap that is linked': [one, { ...three, prev: a }],
+        'the second of a batch that names another': [one, { ...two, prev: randomBytes(32) }, three],
+        'the last that names the first': [one, two, { ...three, prev: a }],
+        'two in the place of each other': [{ ...one, seq: 2 }, { ...two, seq: 1 }],
+        'a batch that begins too late': [two, three],
+        'a batch with a record of another chain': [one, { ...two, origin: `${ORIGIN}~` }, three],
+        'another key without a handover': [one, { ...two, key: 'audit-2' }],
+        'a handover by another key than the one before': [one, { ...two, key: 'audit-2', handover: 'audit-3' }],
+        'a handover where the key stays': [one, { ...two, handover: 'audit-1' }],
+        'another key at the end of a batch': [one, two, { ...three, key: 'audit-2' }],
+      };
+      for (const [name, rows] of Object.entries(bad)) expect([name, await insert(...rows)]).toEqual([name, ILLEGAL]);
+      expect((await sink.head())!.seq).toBe(0);
+      // In whatever order they come: what counts is their number.
+      expect(await insert(three, one, two)).toMatchObject({ answer: expect.anything() });
+      expect(await insert({ seq: 4, prev: c, mac: a }, { seq: 5, prev: a, mac: b, key: 'audit-2', handover: 'audit-1' }, { seq: 6, prev: b, mac: c, key: 'audit-2' })).toMatchObject({ answer: expect.anything() });
+      expect(await sink.head()).toMatchObject({ seq: 6, mac: Uint8Array.from(c), macKeyId: 'audit-2' });
+      await own.close();
+    });
+
     it('shows what an intruder changed, though the columns beside it are as before', async () => {
       const own = await substrate.open();
       const sink = postgresAuditSink(own.app, { origin: ORIGIN, macKey });
