@@ -182,17 +182,22 @@ export async function runMigrations(
   const first = sets[0].directory;
   const bootstrap = await readText(typeof first === 'string' ? first : fileURLToPath(first), BOOTSTRAP);
   const read = await Promise.all(sets.map(readSet));
+  const pending: (readonly Migration[])[] = [];
   await guarded(SEAM, () =>
     client.scripted(async (tx) => {
       await lock(tx);
       await tx.script(bootstrap);
-      for (const [i, migrations] of read.entries()) check(components[i]!, migrations, await appliedChecksums(tx, components[i]!));
+      for (const [i, migrations] of read.entries()) {
+        const applied = await appliedChecksums(tx, components[i]!);
+        check(components[i]!, migrations, applied);
+        pending.push(migrations.filter(({ name }) => !applied.has(name)));
+      }
     }),
   );
   const done: string[] = [];
-  for (const [i, migrations] of read.entries()) {
+  for (const [i, migrations] of pending.entries()) {
     const { schema } = sets[i]!;
-    if (schema !== undefined) await guarded(SEAM, () => client.scripted((tx) => createSchema(tx, schema)));
+    if (schema !== undefined && migrations.length > 0) await guarded(SEAM, () => client.scripted((tx) => createSchema(tx, schema)));
     for (const migration of migrations) {
       const place = `${migration.component}/${migration.name}`;
       try {
