@@ -1,10 +1,11 @@
-/** The database as the service serves from it: opened, brought up to date, and found to keep users apart. */
+/** The database as the service serves from it: opened, brought up to date, and found to keep users apart as the migrations say. */
 import type { Logger } from 'pino';
 import { assertSafeRoles, grantRolesTo, type SqlScriptClient } from '@keyguard/storage-node/postgres';
 import type { Config } from '../config.ts';
 import { describeError } from '../log.ts';
 import { loginOf, openEmbedded, openPostgres, openPostgresOwner, type Database } from './connect.ts';
 import { assertMigrated, prepareSchema, SCHEMAS } from './migrate.ts';
+import { assertProtected } from './protection.ts';
 
 /** Migrates by the owner's login where there is one, which is closed again. @throws where the database is not safe to serve from */
 export async function openDatabase(config: Pick<Config, 'database' | 'dataDir'>, log: Logger): Promise<Database> {
@@ -18,6 +19,7 @@ export async function openDatabase(config: Pick<Config, 'database' | 'dataDir'>,
     try {
       await migrated(database.sql, 'The database of the data folder');
       await assertSafeRoles(database.sql, { schemas: SCHEMAS, embedded: true });
+      await assertProtected(database.sql);
       return database;
     } catch (error) {
       await database.close();
@@ -38,6 +40,7 @@ export async function openDatabase(config: Pick<Config, 'database' | 'dataDir'>,
   try {
     await assertMigrated(database.sql);
     await assertSafeRoles(database.sql, { schemas: SCHEMAS });
+    await assertProtected(database.sql);
     return database;
   } catch (error) {
     await database.close();
