@@ -5,7 +5,6 @@ import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 import { asJobs } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import { sealedIn, type SealedRow } from '../secrets/rows.ts';
-import { OF_ROWS } from './newest.ts';
 import type { KeyParts } from './parts.ts';
 import { changeKey, DEFAULT_PROJECT_ID, insertKey, KEYS_SEAM, KEY_COLUMNS, KEY_COLUMNS_OF_K, SYSTEM, vouchFor, type KeyRow, type StoredApiKey } from './rows.ts';
 import { destroyVersions, insertVersion } from './versions.ts';
@@ -102,7 +101,7 @@ export function importing(parts: KeyParts): Importing {
         // One of which the log says nothing is nobody's to vouch for.
         return tx.query<KeyRow>(
           `SELECT ${KEY_COLUMNS_OF_K} FROM keyguard.stored_api_keys k WHERE k.mac IS NULL
-            AND EXISTS (SELECT FROM keyguard.secret_audit_logs l WHERE l.resource = 'api_key:' || k.id AND ${OF_ROWS})`,
+            AND EXISTS (SELECT FROM keyguard.secret_audit_logs l WHERE keyguard.announcement(l.entry) = 'row api_key:' || k.id)`,
         );
       });
       for (const row of rows) await adopt(row);

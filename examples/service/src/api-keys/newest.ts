@@ -10,10 +10,6 @@ import { KEYS_SEAM, notIntact, type StoredApiKey } from './rows.ts';
 
 const MAX_TRIES = 20;
 
-/** Entries that say in which state the row of a key is; in the words of the partial index, which queries with it are for. */
-export const OF_ROWS = `action IN ('api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update',
-    'api_key.set_default', 'api_key.displace', 'api_key.revoke')`;
-
 /** A key as it was read, and the row of the log that was the last about it thereafter. */
 export interface Found {
   readonly key: StoredApiKey;
@@ -45,12 +41,12 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
   const { newest, all, entryIn } = announcements(options);
   const resourceOf = (keyId: string): string => `api_key:${keyId}`;
 
-  const lastRowIn = (tx: SqlTransaction, keyId: string): Promise<AnnouncementRow | undefined> => asJobs(tx, (jobs) => newest(jobs, resourceOf(keyId), OF_ROWS));
+  const lastRowIn = (tx: SqlTransaction, keyId: string): Promise<AnnouncementRow | undefined> => asJobs(tx, (jobs) => newest(jobs, 'row', resourceOf(keyId)));
 
   return {
     async lastWord(keyId) {
       const row = await asJobs(sql, (tx) => lastRowIn(tx, keyId));
-      return row === undefined ? null : entryIn(row, resourceOf(keyId));
+      return row === undefined ? null : entryIn(row, 'row', resourceOf(keyId));
     },
 
     lastRowIn,
@@ -58,14 +54,14 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
     async demandNewestIn(tx, key) {
       if (!key.intact) throw notIntact();
       const row = await lastRowIn(tx, key.id);
-      const entry = row === undefined ? null : await entryIn(row, resourceOf(key.id), true);
+      const entry = row === undefined ? null : await entryIn(row, 'row', resourceOf(key.id), true);
       if (entry?.['revision'] !== key.revision) throw notIntact();
     },
 
     async isDestroyed(keyId, version) {
-      const rows = await asJobs(sql, (tx) => all(tx, resourceOf(keyId), `action = 'api_key.destroy_version'`));
+      const rows = await asJobs(sql, (tx) => all(tx, 'destruction', resourceOf(keyId)));
       for (const row of rows) {
-        const entry = await entryIn(row, resourceOf(keyId));
+        const entry = await entryIn(row, 'destruction', resourceOf(keyId));
         if (entry === null) return null;
         if (entry['version'] === version) return true;
       }
@@ -82,7 +78,7 @@ export function newestKeys({ sql, ...options }: AnnouncementsOptions & { readonl
         if (!key.intact) throw changed();
         // What the log said in the round before had happened by now: a row that still lags behind it was put back.
         if (key.id === of && key.revision < least) throw changed();
-        const revision: unknown = (lastRow === undefined ? null : await entryIn(lastRow, resourceOf(key.id)))?.['revision'];
+        const revision: unknown = (lastRow === undefined ? null : await entryIn(lastRow, 'row', resourceOf(key.id)))?.['revision'];
         if (typeof revision !== 'number' || revision < key.revision) throw changed();
         if (revision === key.revision) return found;
         [of, least] = [key.id, revision];

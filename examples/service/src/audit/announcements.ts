@@ -1,6 +1,8 @@
 /**
  * What the audit log says of one thing: the witness of which state of it is the newest. A writer of the database can put an old row
  * back, with a MAC that was good once; the entry of the change that came after is chained, and would have to be cut out of the log.
+ *
+ * Entries are found by their own bytes. The columns beside them are copies that nobody vouches for, and decide nothing here.
  */
 import { verifyRecords } from '@keyguard/core/audit';
 import { fromUtf8 } from '@keyguard/core/bytes';
@@ -20,18 +22,38 @@ export interface AnnouncementRow {
 /** An entry as it was chained. */
 export type Announcement = Readonly<Record<string, unknown>>;
 
+/**
+ * What is announced: which version of a secret counts, in which state the row of a provider key is, that a version of either was
+ * destroyed. The same actions as in `keyguard.announcement`, which finds them.
+ */
+export type AnnouncementKind = 'version' | 'row' | 'destruction';
+
+const ACTIONS: Readonly<Record<AnnouncementKind, ReadonlySet<string>>> = {
+  version: new Set(['secret.create', 'secret.add_version', 'secret.restore_version', 'secret.delete']),
+  row: new Set([
+    'api_key.create', 'api_key.import', 'api_key.adopt', 'api_key.rotate', 'api_key.restore_version', 'api_key.update', 'api_key.set_default', 'api_key.displace',
+    'api_key.revoke',
+  ]),
+  destruction: new Set(['secret.destroy_version', 'api_key.destroy_version']),
+};
+
 const COLUMNS = 'origin, seq, entry, prev_mac, mac, mac_key_id';
+/** Of how many things the newest announcement is remembered. */
+const MAX_REMEMBERED = 10_000;
 
 export interface Announcements {
-  /** The newest row about `resource` for which `condition` holds: in the present chain, or else in those before it. */
-  newest(tx: SqlTransaction, resource: string, condition: string): Promise<AnnouncementRow | undefined>;
-  all(tx: SqlTransaction, resource: string, condition: string): Promise<readonly AnnouncementRow[]>;
   /**
-   * The entry in a row that bears its MAC and is about `resource`, else `null`: the columns beside it are copies that nobody vouches for.
-   * In a transaction nothing else is asked of the database.
+   * The newest row of this kind about `resource`: in the present chain, or else in those before it. `undefined` where there is none, and
+   * where this process has seen a newer one, which is gone.
+   */
+  newest(tx: SqlTransaction, kind: AnnouncementKind, resource: string): Promise<AnnouncementRow | undefined>;
+  all(tx: SqlTransaction, kind: AnnouncementKind, resource: string): Promise<readonly AnnouncementRow[]>;
+  /**
+   * The entry in a row that bears its MAC and is of this kind and about `resource`, else `null`. In a transaction nothing else is asked of
+   * the database.
    * @throws UnavailableError seam `audit_mac_key` where that would have been needed: the next transaction has the key
    */
-  entryIn(row: AnnouncementRow, resource: string, inTransaction?: boolean): Promise<Announcement | null>;
+  entryIn(row: AnnouncementRow, kind: AnnouncementKind, resource: string, inTransaction?: boolean): Promise<Announcement | null>;
 }
 
 export interface AnnouncementsOptions {
@@ -39,30 +61,46 @@ export interface AnnouncementsOptions {
   readonly origin: string;
   /** Every key under which the log was ever chained. */
   readonly auditMac: Pick<AuditMacKeys, 'all' | 'reload'>;
+  /** Of how many things the newest announcement is remembered. Default 10,000. */
+  readonly remembered?: number;
 }
 
-/** `condition` is text of a program, in the words of a partial index on `resource`: MUST NOT come from outside. `tx` acts as kg_jobs. */
-export function announcements({ origin, auditMac }: AnnouncementsOptions): Announcements {
+/** `tx` acts as kg_jobs. */
+export function announcements({ origin, auditMac, remembered = MAX_REMEMBERED }: AnnouncementsOptions): Announcements {
+  /** Where in the present chain the newest one was that was read and bore its MAC: whatever is found later is not before it. */
+  const seen = new Map<string, number>();
+
+  function remember(name: string, seq: number): void {
+    if (seq <= (seen.get(name) ?? -1)) return;
+    seen.delete(name);
+    if (seen.size >= remembered) seen.delete(seen.keys().next().value!);
+    seen.set(name, seq);
+  }
+
   return {
-    async newest(tx, resource, condition) {
+    async newest(tx, kind, resource) {
+      const name = `${kind} ${resource}`;
+      // Before the statement: what was seen by now was committed by now, and the statement must see it too.
+      const least = seen.get(name) ?? -1;
       const { rows } = await tx.query<AnnouncementRow>(
-        `SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE origin = $2 AND resource = $1 AND ${condition} ORDER BY seq DESC LIMIT 1`,
-        [resource, origin],
+        `SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE origin = $2 AND keyguard.announcement(entry) = $1 ORDER BY seq DESC LIMIT 1`,
+        [name, origin],
       );
+      if (Number(rows[0]?.seq ?? -1) < least) return undefined;
       if (rows[0] !== undefined) return rows[0];
       // Since the present chain began, after a restore, nothing has happened to it.
       const { rows: earlier } = await tx.query<AnnouncementRow>(
-        `SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE resource = $1 AND ${condition} ORDER BY ts_ms DESC, seq DESC LIMIT 1`,
-        [resource],
+        `SELECT DISTINCT ON (origin) ${COLUMNS} FROM keyguard.secret_audit_logs WHERE keyguard.announcement(entry) = $1 ORDER BY origin, seq DESC`,
+        [name],
       );
-      return earlier[0];
+      return earlier.toSorted((a, b) => (writtenAt(a) < writtenAt(b) ? 1 : -1))[0];
     },
 
-    async all(tx, resource, condition) {
-      return (await tx.query<AnnouncementRow>(`SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE resource = $1 AND ${condition}`, [resource])).rows;
+    async all(tx, kind, resource) {
+      return (await tx.query<AnnouncementRow>(`SELECT ${COLUMNS} FROM keyguard.secret_audit_logs WHERE keyguard.announcement(entry) = $1`, [`${kind} ${resource}`])).rows;
     },
 
-    async entryIn(row, resource, inTransaction = false) {
+    async entryIn(row, kind, resource, inTransaction = false) {
       const record = {
         seq: Number(row.seq),
         bytes: Uint8Array.from(row.entry),
@@ -85,7 +123,19 @@ export function announcements({ origin, auditMac }: AnnouncementsOptions): Annou
         return null;
       }
       const entry = JSON.parse(fromUtf8(record.bytes)) as Announcement;
-      return entry['resource'] === resource ? entry : null;
+      if (entry['resource'] !== resource || !ACTIONS[kind].has(String(entry['action']))) return null;
+      // Not of a transaction that may still be rolled back.
+      if (!inTransaction && row.origin === origin) remember(`${kind} ${resource}`, record.seq);
+      return entry;
     },
   };
+}
+
+/** What the entry itself says. One that says nothing counts as the newest, and bears no MAC. */
+function writtenAt({ entry }: AnnouncementRow): string {
+  try {
+    return String((JSON.parse(fromUtf8(Uint8Array.from(entry))) as Announcement)['ts']);
+  } catch {
+    return '\uffff';
+  }
 }

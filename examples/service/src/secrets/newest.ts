@@ -27,25 +27,22 @@ export interface NewestSecrets {
   announced(secretId: string, rows: AnnouncedRows): Promise<Announced | null>;
 }
 
-// In the words of the partial index, which these queries are for.
-const OF_VERSIONS = `action IN ('secret.create', 'secret.add_version', 'secret.restore_version', 'secret.destroy_version', 'secret.delete')`;
-
 export function newestSecrets(options: AnnouncementsOptions): NewestSecrets {
   const { newest, all, entryIn } = announcements(options);
   const resourceOf = (secretId: string): string => `secret:${secretId}`;
   return {
     rowsIn: (tx, secretId, { withDestroyed }) =>
       asJobs(tx, async (jobs) => ({
-        last: await newest(jobs, resourceOf(secretId), `${OF_VERSIONS} AND action <> 'secret.destroy_version'`),
-        destructions: withDestroyed ? await all(jobs, resourceOf(secretId), `${OF_VERSIONS} AND action = 'secret.destroy_version'`) : [],
+        last: await newest(jobs, 'version', resourceOf(secretId)),
+        destructions: withDestroyed ? await all(jobs, 'destruction', resourceOf(secretId)) : [],
       })),
 
     async announced(secretId, { last, destructions }) {
-      const entry = last === undefined ? null : await entryIn(last, resourceOf(secretId));
+      const entry = last === undefined ? null : await entryIn(last, 'version', resourceOf(secretId));
       if (entry === null) return null;
       const destroyed = new Set<number>();
       for (const row of destructions) {
-        const destruction = await entryIn(row, resourceOf(secretId));
+        const destruction = await entryIn(row, 'destruction', resourceOf(secretId));
         if (destruction === null) return null;
         destroyed.add(Number(destruction['version']));
       }

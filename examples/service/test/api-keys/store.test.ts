@@ -228,6 +228,13 @@ describe.each(backends())('provider keys on %s', () => {
     // All of it, with its MAC and a value that opens: only the log knows better.
     await putBack(old);
     await expect(used(projectId)).rejects.toMatchObject(unavailable);
+    // Nor does it help to change the columns beside the log's last word: another process, which remembers nothing, reads the entry itself.
+    for (const column of ["action = 'api_key.test'", "resource = 'api_key:of-nobody'"]) {
+      const elsewhere = stage.process();
+      await edit(`UPDATE keyguard.secret_audit_logs SET ${column} WHERE resource = $1 AND action = 'api_key.rotate'`, [`api_key:${key.id}`]);
+      await expect(used(projectId, 'openai', elsewhere), column).rejects.toMatchObject(unavailable);
+      await edit(`UPDATE keyguard.secret_audit_logs SET action = 'api_key.rotate', resource = $1 WHERE convert_from(entry, 'UTF8') LIKE '%"action":"api_key.rotate"%' || $1::text || '"%'`, [`api_key:${key.id}`]);
+    }
     for (const refused of [() => keys.update(ann, key.id, { name: 'x' }, null), () => keys.setDefault(ann, key.id, null), () => keys.create(ann, projectId, newKey(value()))]) {
       await expect(refused()).rejects.toMatchObject(problem('integrity_failed'));
     }

@@ -228,12 +228,33 @@ describe.each(backends())('secrets on %s', () => {
     await expect(store.restore(ann, thinned.id, 1, null)).rejects.toMatchObject(problem('integrity_failed'));
     expect(await read(thinned.id)).toBe('second');
 
+    // Nor does it help to change the columns beside the log's last word, or those beside an entry that names the old version: another
+    // process, which remembers nothing, reads the entries themselves.
+    const elsewhere = stage.store();
+    const about = (id: string): string => `UPDATE keyguard.secret_audit_logs SET %s WHERE resource = 'secret:${id}' AND action = `;
+    for (const [id, action] of [[replaced.id, 'secret.add_version'], [deleted.id, 'secret.delete']] as const) {
+      for (const column of ["action = 'secret.reveal'", "resource = 'secret:of-nobody'"]) {
+        await edit(`${about(id).replace('%s', column)}'${action}'`);
+        await expect(elsewhere.reveal(ann, id, CURRENT), `${action}: ${column}`).rejects.toMatchObject(problem('integrity_failed'));
+        await edit(`UPDATE keyguard.secret_audit_logs SET action = $2, resource = $1 WHERE convert_from(entry, 'UTF8') LIKE '%"action":"' || $2::text || '"%"resource":"' || $1::text || '"%'`, [`secret:${id}`, action]);
+      }
+    }
+    const renamed = (await create('compromised once')).secret;
+    const putBackRenamed = await keep(renamed.id);
+    await store.addVersion(ann, renamed.id, change('second'));
+    await store.reveal(ann, renamed.id, { version: 1, allowExpired: false });
+    await putBackRenamed();
+    await edit(`${about(renamed.id).replace('%s', "action = 'secret.restore_version'")}'secret.reveal'`);
+    await expect(elsewhere.reveal(ann, renamed.id, CURRENT)).rejects.toMatchObject(problem('integrity_failed'));
+
     // Whoever rewrites the log's last word as well is noticed by its MAC.
     await edit(`UPDATE keyguard.secret_audit_logs SET entry = convert_to(replace(convert_from(entry, 'UTF8'), '"version":2', '"version":1'), 'UTF8')
       WHERE resource = $1 AND action = 'secret.add_version'`, [`secret:${replaced.id}`]);
     await expect(read(replaced.id)).rejects.toMatchObject(problem('integrity_failed'));
-    await edit('DELETE FROM keyguard.secret_audit_logs WHERE resource = $1', [`secret:${replaced.id}`]);
-    await edit('DELETE FROM keyguard.secret_versions WHERE subject_id = $1', [replaced.id]);
+    for (const { id } of [replaced, renamed]) {
+      await edit('DELETE FROM keyguard.secret_audit_logs WHERE resource = $1', [`secret:${id}`]);
+      await edit('DELETE FROM keyguard.secret_versions WHERE subject_id = $1', [id]);
+    }
   });
 
   it('stays readable while its keys are wrapped anew, and gets no new one where it was destroyed', async () => {
