@@ -26,6 +26,7 @@ export interface MacRotation {
   /**
    * Begins a change; it ends by itself within some seconds.
    * @throws HttpProblem `illegal_transition` while another is under way
+   * @throws UnavailableError where the root key is not the one any more that this process has
    */
   begin(actor: string): Promise<{ readonly from: string; readonly to: string }>;
   /** To be called every second: learns of keys, and ends a change that it is time to end. */
@@ -51,6 +52,8 @@ export function createMacRotation({ sql, auditMac, audit, distributedAfterMs = D
       const record = await auditMac.newRecord();
       const from = auditMac.macKey.keyId;
       await asJobs(sql, async (tx) => {
+        // The root may have been changed while this process could not be seen.
+        await auditMac.demandRootIn(tx);
         const { rows } = await tx.query(
           `INSERT INTO keyguard.kek_keys (id, purpose, state, wrapped, root_id, created_at_ms) VALUES ($1, 'audit-mac', 'pre-active', $2, $3, ${NOW_MS})
             ON CONFLICT DO NOTHING RETURNING id`,

@@ -5,6 +5,7 @@
 import type { ChainKeys } from '@keyguard/core/audit';
 import type { AuditMacKey, Bytes } from '@keyguard/core/seams';
 import { nodeMacKey, type KeyRecord, type KeyRecords } from '@keyguard/storage-node/postgres';
+import type { DemandRoot } from './root-unchanged.ts';
 
 /** {@link ChainKeys} whose members say, whenever they are read, what holds then. */
 export interface AuditMacKeys extends ChainKeys {
@@ -17,6 +18,8 @@ export interface AuditMacKeys extends ChainKeys {
   reload(): Promise<void>;
   /** A new key, wrapped, that nobody writes with yet. It is in use nowhere until the database has it. */
   newRecord(): Promise<KeyRecord>;
+  /** To be called in the transaction that keeps it. */
+  readonly demandRootIn: DemandRoot;
 }
 
 export interface AuditMacKeysOptions {
@@ -25,6 +28,7 @@ export interface AuditMacKeysOptions {
   readonly kept: readonly KeyRecord[];
   readonly open: (record: KeyRecord) => Promise<Bytes>;
   readonly make: () => Promise<KeyRecord>;
+  readonly demandRootIn: DemandRoot;
 }
 
 interface Known {
@@ -34,7 +38,7 @@ interface Known {
 }
 
 /** @throws UsageError `key_store_unusable` */
-export async function auditMacKeys({ records, kept, open, make }: AuditMacKeysOptions): Promise<AuditMacKeys> {
+export async function auditMacKeys({ records, kept, open, make, demandRootIn }: AuditMacKeysOptions): Promise<AuditMacKeys> {
   // By id, so that a key that was opened once is not opened again when the root has changed meanwhile.
   const all = new Map<string, AuditMacKey>();
 
@@ -71,5 +75,6 @@ export async function auditMacKeys({ records, kept, open, make }: AuditMacKeysOp
       known = await read(await records.list());
     },
     newRecord: make,
+    demandRootIn,
   };
 }

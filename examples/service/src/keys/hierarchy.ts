@@ -15,6 +15,7 @@ import type { RootKeyConfig } from '../config.ts';
 import { auditMacKeys, type AuditMacKeys } from './audit-mac-keys.ts';
 import { openKeyring, type Keyring } from './keyring.ts';
 import { openRoot, type Root } from './root.ts';
+import { rootUnchanged } from './root-unchanged.ts';
 
 const KEY_BYTES = 32;
 const LABEL = 'keyguard-service-key-v1';
@@ -103,7 +104,9 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
     // Another process may have been first, with a salt of its own.
     root = await openRoot(rootKey, kept);
   }
-  const deploymentId = await deploymentIdOf(root, primaryOf(kept, 'deployment')!);
+  const deployment = primaryOf(kept, 'deployment')!;
+  const deploymentId = await deploymentIdOf(root, deployment);
+  const demandRootIn = rootUnchanged(deployment);
   const missing = PURPOSES.filter((purpose) => primaryOf(kept, purpose) === undefined);
   if (missing.length > 0) {
     kept = await records.insertIfAbsent(await Promise.all(missing.map((purpose) => makeRecord(root, purpose, deploymentId, clock.nowMs()))));
@@ -126,6 +129,7 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
     kept,
     open: (record) => unwrap(root, record, 'audit-mac', deploymentId),
     make: () => makeRecord(root, 'audit-mac', deploymentId, clock.nowMs(), 'pre-active'),
+    demandRootIn,
   });
   return {
     deploymentId,
@@ -133,6 +137,7 @@ export async function openDeploymentKeys(records: KeyRecords, rootKey: RootKeyCo
       records,
       openRecord: (record) => unwrap(root, record, 'kek', deploymentId),
       makeRecord: () => makeRecord(root, 'kek', deploymentId, clock.nowMs(), 'pre-active'),
+      demandRootIn,
     }),
     auditMacKey: auditMac.macKey,
     auditMac,

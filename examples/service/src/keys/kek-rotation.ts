@@ -150,9 +150,8 @@ export function runKekRotation(options: KekRotationOptions): KekRotation {
     const record = await keyring.makeRecord();
     await asJobs(sql, async (tx) => {
       await holdIn(tx, row);
-      // The root may have been changed while this process could not be seen: what it wraps would be lost.
-      const roots = await tx.query<{ root_id: string }>(`SELECT root_id FROM keyguard.kek_keys WHERE purpose = 'deployment' FOR SHARE`);
-      if (roots.rows[0]?.root_id !== record.rootId) throw new UnavailableError('kek', 'The root key was changed: restart this process.');
+      // The root may have been changed while this process could not be seen.
+      await keyring.demandRootIn(tx);
       await tx.query(
         `INSERT INTO keyguard.kek_keys (id, purpose, state, wrapped, root_id, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)`,
         [record.id, record.purpose, record.state, record.wrapped, record.rootId, record.createdAtMs],

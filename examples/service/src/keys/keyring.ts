@@ -4,9 +4,11 @@
  * is not known here yet.
  */
 import type { Bytes, KeyProvider, KeyRecord, KeyRecords, WrappedKey } from '@keyguard/core/seams';
+import { equalBytes } from '@keyguard/core/bytes';
 import { UnavailableError } from '@keyguard/core/errors';
 import { aesKeyProvider } from '@keyguard/core/vault';
 import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
+import { rootChanged, type DemandRoot } from './root-unchanged.ts';
 
 export const KEK_PURPOSE = 'kek';
 
@@ -34,6 +36,8 @@ export interface Keyring extends KeyProvider {
   returnWraps(wraps: Wraps): void;
   /** A new key, wrapped by the root and kept nowhere yet. */
   makeRecord(): Promise<KeyRecord>;
+  /** To be called in the transaction that keeps it. */
+  readonly demandRootIn: DemandRoot;
 }
 
 export interface KeyringOptions {
@@ -41,12 +45,13 @@ export interface KeyringOptions {
   /** Unwraps a record by the root, for the caller to wipe. */
   readonly openRecord: (record: KeyRecord) => Promise<Bytes>;
   readonly makeRecord: () => Promise<KeyRecord>;
+  readonly demandRootIn: DemandRoot;
 }
 
 interface Held {
   readonly provider: KeyProvider;
-  /** Under which root it was when it was opened. */
-  readonly rootId: string;
+  /** As the root had wrapped it when it was opened: another root has wrapped it otherwise. */
+  readonly wrapped: Bytes;
   /** When it was first found to be disabled. */
   disabledAtMs: number | null;
 }
@@ -54,7 +59,7 @@ interface Held {
 const USABLE: ReadonlySet<string> = new Set(['pre-active', 'primary', 'decrypt-only']);
 
 /** The keyring of what `records` has now. */
-export async function openKeyring({ records, openRecord, makeRecord }: KeyringOptions): Promise<Keyring> {
+export async function openKeyring({ records, openRecord, makeRecord, demandRootIn }: KeyringOptions): Promise<Keyring> {
   const primitives = nodeVaultPrimitives();
   const held = new Map<string, Held>();
   let wraps = new Map<string, number>();
@@ -65,7 +70,7 @@ export async function openKeyring({ records, openRecord, makeRecord }: KeyringOp
   async function hold(record: KeyRecord): Promise<void> {
     const key = await openRecord(record);
     try {
-      held.set(record.id, { provider: await aesKeyProvider({ kekId: record.id, key, primitives }), rootId: record.rootId, disabledAtMs: null });
+      held.set(record.id, { provider: await aesKeyProvider({ kekId: record.id, key, primitives }), wrapped: record.wrapped, disabledAtMs: null });
     } finally {
       key.fill(0);
     }
@@ -75,9 +80,7 @@ export async function openKeyring({ records, openRecord, makeRecord }: KeyringOp
     const startedAtMs = performance.now();
     const kept = (await records.list()).filter(({ purpose }) => purpose === KEK_PURPOSE);
     for (const record of kept) {
-      if (USABLE.has(record.state) && (held.get(record.id)?.rootId ?? record.rootId) !== record.rootId) {
-        throw new UnavailableError('kek', 'The root key was changed while this process ran: restart it with the new one.');
-      }
+      if (USABLE.has(record.state) && !equalBytes(held.get(record.id)?.wrapped ?? record.wrapped, record.wrapped)) throw rootChanged();
       if (USABLE.has(record.state) && !held.has(record.id)) await hold(record);
     }
     const usable = new Set(kept.filter(({ state }) => USABLE.has(state)).map(({ id }) => id));
@@ -141,5 +144,6 @@ export async function openKeyring({ records, openRecord, makeRecord }: KeyringOp
       for (const [id, count] of taken) wraps.set(id, (wraps.get(id) ?? 0) + count);
     },
     makeRecord,
+    demandRootIn,
   };
 }
