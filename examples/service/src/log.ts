@@ -3,8 +3,10 @@
  * day on which somebody forgets that.
  */
 import { pino, type Logger } from 'pino';
-import { isRejected, isUnavailable } from '@keyguard/core/errors';
 import type { LogLevel } from './config.ts';
+import { cut, describeError, knownSecrets, REDACTED, scrub } from './redaction.ts';
+
+export { describeError } from './redaction.ts';
 
 // Of members, at any depth, however they are written: apiKey, api_key, API-KEY.
 const SECRET_NAMES: ReadonlySet<string> = new Set(
@@ -15,35 +17,8 @@ const SECRET_NAMES: ReadonlySet<string> = new Set(
   ],
 );
 const BOUND_NAMES = ['authorization', 'cookie', 'password', 'passphrase', 'token', 'apiKey', 'api_key', 'code', 'value', 'secret', 'url'];
-const REDACTED = '[redacted]';
 const MAX_DEPTH = 6;
 const MAX_TEXT = 2000;
-
-/** Forms that a secret has by itself, wherever it stands. */
-const SECRET_FORMS: readonly (readonly [RegExp, string])[] = [
-  [/\b(Bearer|Basic) [A-Za-z0-9._~+/=%-]{8,}/gi, `$1 ${REDACTED}`],
-  [/\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+/g, REDACTED],
-  [/\bsk-[A-Za-z0-9_-]{12,}/g, REDACTED],
-  [/\bAIza[A-Za-z0-9_-]{30,}/g, REDACTED],
-  // Our own: links that are handed out, and tokens of service accounts.
-  [/\bkg(?:[lp]|sa)_[A-Za-z0-9_-]{20,}/g, REDACTED],
-  [/(:\/\/)[^\s"'/@\\]{1,512}@/g, `$1${REDACTED}@`],
-];
-
-function scrub(text: string): string {
-  let scrubbed = text;
-  for (const [form, put] of SECRET_FORMS) scrubbed = scrubbed.replace(form, put);
-  return scrubbed;
-}
-
-// What is looked at beyond the cut: longer than any secret, and bounded whatever is thrown.
-const BEYOND = 2000;
-
-/** Scrubbed first: of a secret across the cut the beginning would have no form by which to tell it. */
-function cut(text: string, length: number, sign = ''): string {
-  const scrubbed = scrub(text.slice(0, length + BEYOND));
-  return text.length > length ? `${scrubbed.slice(0, length)}${sign}` : scrubbed;
-}
 
 function shown(value: unknown, depth: number): unknown {
   if (typeof value === 'string') return cut(value, MAX_TEXT, '…');
@@ -72,13 +47,10 @@ export interface LogOptions {
   readonly destination?: { write(line: string): void };
 }
 
-// What is as short as this stands in every second line.
-const MIN_SECRET_CHARACTERS = 6;
-
 /** A log that shows no secret that it can tell for one. */
 export function createLog(level: LogLevel, { secrets = [], destination }: LogOptions = {}): Logger {
   // As they stand in JSON.
-  const known = secrets.filter((secret) => secret.length >= MIN_SECRET_CHARACTERS).map((secret) => JSON.stringify(secret).slice(1, -1));
+  const withoutKnown = knownSecrets(secrets, (secret) => JSON.stringify(secret).slice(1, -1));
   const options = {
     level,
     // Neither the process id nor the host: whoever gathers the lines knows them.
@@ -94,9 +66,7 @@ export function createLog(level: LogLevel, { secrets = [], destination }: LogOpt
     serializers: { err: describeLogged, error: describeLogged },
     hooks: {
       streamWrite(line: string): string {
-        let written = scrub(line);
-        for (const secret of known) written = written.replaceAll(secret, REDACTED);
-        return written;
+        return withoutKnown(scrub(line));
       },
     },
   };
@@ -106,23 +76,4 @@ export function createLog(level: LogLevel, { secrets = [], destination }: LogOpt
 /** What was described already stays so. */
 function describeLogged(value: unknown): unknown {
   return value instanceof Error ? describeError(value) : value;
-}
-
-const SQLSTATE = /^[0-9A-Z]{5}$/;
-const MAX_MESSAGE = 300;
-
-/** An error as it may be logged: what it is and where it was, and its words only where they quote nobody's data. */
-export function describeError(error: unknown, depth: number = 0): object {
-  if (!(error instanceof Error)) return { name: typeof error };
-  const { code, seam } = error as { code?: unknown; seam?: unknown };
-  // A driver's message quotes rows, and a parser's quotes what it could not parse.
-  const quotes = error instanceof SyntaxError || (typeof code === 'string' && SQLSTATE.test(code) && !isUnavailable(error) && !isRejected(error));
-  return {
-    name: error.name,
-    ...(typeof code === 'string' && { errorCode: code }),
-    ...(typeof seam === 'string' && { seam }),
-    ...(!quotes && { message: cut(error.message, MAX_MESSAGE) }),
-    at: (error.stack ?? '').split('\n').filter((line) => line.startsWith('    at ')).slice(0, 8).map((line) => line.trim()),
-    ...(error.cause !== undefined && depth < 3 && { cause: describeError(error.cause, depth + 1) }),
-  };
 }

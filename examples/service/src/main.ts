@@ -6,8 +6,9 @@
 import { enableCompileCache } from 'node:module';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
-import { ConfigError, readConfig, secretsOf, withDotEnv } from './config.ts';
+import { readConfig, secretsOf, withDotEnv } from './config.ts';
 import { claimFolder } from './db/folder-lock.ts';
+import { explain } from './explanation.ts';
 
 const SAME_SIGNAL_MS = 1000;
 
@@ -15,19 +16,12 @@ function say(text: string): void {
   process.stdout.write(`${text}\n`);
 }
 
-/** What a person at a terminal needs to know of an error that ends the start. */
-function explain(error: unknown): string {
-  if (!(error instanceof Error)) return 'KeyGuard cannot start.';
-  const { code, port, address } = error as { code?: unknown; port?: unknown; address?: unknown };
-  if (code === 'EADDRINUSE') return `Port ${port} on ${address} is in use: stop what uses it, or set PORT to another one.`;
-  if (code === 'EACCES' && port !== undefined) return `This user may not listen on port ${port}: set PORT to one above 1023.`;
-  const isOurs = error instanceof ConfigError || ['NotMigratedError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError', 'RolledBackError'].includes(error.name);
-  const cause = isOurs && error.cause instanceof Error ? `\n  (${error.cause.message})` : '';
-  return `${isOurs ? '' : `${error.name}: `}${error.message}${cause}`;
-}
+// Of the configuration, once it is read: no last word may have one in it.
+let secrets: readonly string[] = [];
 
 async function main(): Promise<void> {
   const config = readConfig(withDotEnv(process.env, process.cwd()), process.cwd());
+  secrets = secretsOf(config);
   let stoppingSinceMs: number | null = null;
   let stopStarted: (() => void) | null = null;
   // Before anything is held: whoever stops a service that is just starting means it as well, and the first process of a container
@@ -52,7 +46,7 @@ async function main(): Promise<void> {
   // In our own folder: whoever can write a compile cache decides what runs.
   enableCompileCache(join(config.dataDir, 'compile-cache'));
   const [{ startService }, { createLog, describeError }] = await Promise.all([import('./service.ts'), import('./log.ts')]);
-  const log = createLog(config.logLevel, { secrets: secretsOf(config) });
+  const log = createLog(config.logLevel, { secrets });
   // Of its own, Node prints an error with all its members, and a driver's have the row in them.
   process.on('uncaughtException', (error) => {
     log.fatal({ error: describeError(error) }, 'ended by an error that nothing caught');
@@ -83,7 +77,7 @@ async function main(): Promise<void> {
 try {
   await main();
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`);
+  process.stderr.write(`${explain(error, secrets)}\n`);
   process.exitCode = 1;
   // Whatever is still open must not keep alive a process that serves nothing.
   setTimeout(() => process.exit(1), 250).unref();

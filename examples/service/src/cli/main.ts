@@ -3,6 +3,7 @@
  * nothing else, so it works against a remote one as well.
  */
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { explain } from '../explanation.ts';
 import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
 import { addAuditCommands } from './audit.ts';
@@ -292,7 +293,7 @@ addAuditCommands(program, { api, show, text, wholeNumber });
 try {
   await program.parseAsync();
 } catch (error) {
-  if (!(error instanceof CommandError)) throw error;
-  remark(error.message);
+  // Of its own, Node prints an error with all its members, and a driver's have the row in them.
+  remark(error instanceof CommandError ? error.message : explain(error));
   process.exitCode = 1;
 }
