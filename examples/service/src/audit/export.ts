@@ -81,7 +81,8 @@ export function exportOperation({ sql, access, audit }: AuditOperationsOptions):
       summary: 'Export the audit log, oldest first',
       description:
         'JSON lines are what `examples/audit-verifier` verifies: the whole chain, for who may read all of it. An export that breaks off lacks its last ' +
-        'line. CSV holds what the caller may read, narrowed as the list is; a cell that a spreadsheet would take for a formula begins with an apostrophe.',
+        'line. CSV holds what the caller may read, narrowed as the list is; before whatever a spreadsheet would take for a formula stands an apostrophe, ' +
+        'also where it splits cells at semicolons or tabs.',
       query: z.strictObject({ format: z.enum(['jsonl', 'csv']).default('jsonl'), ...filterQuery }),
       answers: { 200: { description: 'The file', types: ['application/jsonl', 'text/csv'] } },
     },
