@@ -144,6 +144,27 @@ describe('checkpoints', () => {
     }
   });
 
+  it('are not written down outside where they do not continue what was written down there', async () => {
+    const origin = 'replaced';
+    const witness = await stage.replica({ origin });
+    await fill(witness.audit, 10);
+    await witness.checkpoints.sign();
+    const known = await witness.kept.newest();
+    // The log was begun anew, and somebody who knows of nothing outside has signed for more of it.
+    await stage.tamper(...['secret_audit_logs', 'audit_heads', 'audit_checkpoints'].map((table) => `DELETE FROM keyguard.${table} WHERE origin = '${origin}'`));
+    const blind = await stage.replica({ origin });
+    await fill(blind.audit, 20, 100);
+    await blind.checkpoints.sign();
+    expect((await witness.store.newest())!.size).toBe(20);
+    await expect(witness.checkpoints.tick()).rejects.toThrow(`its first 10 entries have another root than what is kept in ${witness.kept.folder}`);
+    expect(await gathered(witness.kept.all())).toEqual([known]);
+    expect(witness.audit.haltedBecause()).toContain('its first 10 entries');
+    // One that has only just started has looked there too.
+    const restarted = await stage.replica({ origin, folder: witness.kept.folder });
+    await expect(restarted.checkpoints.tick()).rejects.toThrow('its first 10 entries');
+    expect(await gathered(witness.kept.all())).toEqual([known]);
+  });
+
   it('are refused where a row is one that this deployment did not sign', async () => {
     const { audit, checkpoints, store } = await stage.replica({ origin: 'forged' });
     await fill(audit, 10);

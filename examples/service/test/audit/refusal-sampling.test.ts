@@ -28,6 +28,15 @@ describe('refusals', () => {
     for (let i = 0; i < 10; i += 1) expect(sample('one', ENTRY)).toBe(ENTRY);
   });
 
+  it('of ten thousand kinds are counted each for itself; of one more, the kind that was known longest is forgotten', () => {
+    const sample = refusalSampler(() => ({ perMinute: 1, thenOneIn: 1000 }), { nowMs: () => 0 });
+    for (let i = 0; i < 10_000; i += 1) expect(sample(`kind ${i}`, ENTRY)).toBe(ENTRY);
+    expect([sample('kind 0', ENTRY), sample('kind 9999', ENTRY)]).toEqual([null, null]);
+    expect(sample('one more', ENTRY)).toBe(ENTRY);
+    expect(sample('kind 1', ENTRY)).toBeNull();
+    expect(sample('kind 0', ENTRY)).toBe(ENTRY);
+  });
+
   it('of ever new kinds fill no memory, and are written', () => {
     const sample = refusalSampler(() => ({ perMinute: 1, thenOneIn: 1000 }));
     for (let i = 0; i < 25_000; i += 1) expect(sample(`kind ${i}`, ENTRY)).toBe(ENTRY);

@@ -135,6 +135,25 @@ describe('an acknowledged restore', () => {
     });
   });
 
+  it('that cites another history of the same length is noticed where the other one is kept', async () => {
+    await whileTampered(OLDER, async () => {
+      const holding = async (note: string): Promise<Replica> => {
+        const replica = await stage.replica();
+        await replica.kept.addVerifierKey(first.store.verifierKey);
+        await replica.kept.add(note);
+        return replica;
+      };
+      const note = (await gathered(first.kept.all()))[0]!;
+      const restored = await holding(note);
+      const chain = await ask(restored, await tokenOf(ask(restored)));
+      // Somebody with the keys has signed for two logs of 700 entries, of which one was cited.
+      await expect(ask(await holding(await noteOf(700)))).rejects.toThrow(/answered for with a checkpoint of 700 entries, and one of 700 is kept here/);
+      expect(await ask(await holding(note))).toEqual(chain);
+      // What is older than what was cited was answered for with it.
+      expect(await ask(await holding(await noteOf(699)))).toEqual(chain);
+    });
+  });
+
   it('that did not know of a newer checkpoint is noticed where that one is kept', async () => {
     await whileTampered(OLDER, async () => {
       const older = await stage.replica();
@@ -145,7 +164,7 @@ describe('an acknowledged restore', () => {
       await fill(first.audit, 1);
       await stage.tamper(...OLDER);
       const chain = await ask(older, await tokenOf(ask(older)));
-      await first.kept.add(await newerNote());
+      await first.kept.add(await noteOf(710));
       const token = await tokenOf(ask(first));
       await expect(ask(first)).rejects.toThrow(/answered for with a checkpoint of 700 entries, and one of 710 is kept here/);
       expect(await ask(first, token)).toEqual(chain);
@@ -155,8 +174,8 @@ describe('an acknowledged restore', () => {
   });
 });
 
-/** Signed before the restore, as it were. */
-async function newerNote(): Promise<string> {
+/** Signed before the restore, as it were, of a log that is none. */
+async function noteOf(size: number): Promise<string> {
   const { auditCheckpoint, signCheckpoint } = await import('@keyguard/core/checkpoint');
-  return signCheckpoint(auditCheckpoint({ origin: first.audit.origin, size: 710, root: new Uint8Array(32), headMac: new Uint8Array(32) }), first.keys.checkpointSigner);
+  return signCheckpoint(auditCheckpoint({ origin: first.audit.origin, size, root: new Uint8Array(32), headMac: new Uint8Array(32) }), first.keys.checkpointSigner);
 }

@@ -50,6 +50,28 @@ it('a flood from ever new addresses makes the log no longer than one, fills no m
   expect(written.at(-1)).not.toHaveProperty('ip');
 });
 
+it('tells so many kinds apart in a minute and no more, whoever comes: twice those that are written or told', async () => {
+  for (const [perMinute, summaries] of [[50, 3], [3, 50]] as const) {
+    const written: AuditEntry[] = [];
+    const clock = { now: 60_000 };
+    const bound = strangers({ clock: { nowMs: () => clock.now }, perMinutePerKind: 5, perMinute, summaries, record: async (entry) => void written.push(entry) });
+    const count = (from: number, to: number): void => {
+      for (let i = from; i < to; i += 1) bound.count(`rate_limited ${i}`, { code: 'rate_limited' }, `2001:db8::${i}`);
+    };
+    count(0, 99);
+    expect(admitted(bound, 'the hundredth', 1)).toBe(1);
+    expect(admitted(bound, 'one more', 1)).toBe(0);
+    count(99, 1099);
+    // Whoever was told apart still is.
+    expect(admitted(bound, 'the hundredth', 1)).toBe(1);
+    clock.now += 60_000;
+    await bound.flush();
+    expect(written.reduce((sum, entry) => sum + Number(entry['stands_for']), 2)).toBe(99 + 1 + 1 + 1000 + 1);
+    // In the next minute there is room again.
+    expect(admitted(bound, 'one more', 1)).toBe(1);
+  }
+});
+
 it('what is not worth an entry of its own is counted, and told at the end of the minute', async () => {
   const { bound, written, clock } = given();
   for (let n = 0; n < 7; n += 1) bound.count('rate_limited a', { code: 'rate_limited' }, 'a');

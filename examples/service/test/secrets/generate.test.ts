@@ -69,6 +69,32 @@ describe('a generated key', () => {
     },
   );
 
+  it.each<[what: string, options: (amount: number) => object, least: number, most: number]>([
+    ['characters of a password', (length) => ({ kind: 'password', length }), 8, 256],
+    ['bytes in hex', (bytes) => ({ kind: 'hex', bytes }), 8, 1024],
+    ['bytes in base64url', (bytes) => ({ kind: 'base64url', bytes }), 8, 1024],
+    ['characters of a template', (length) => ({ kind: 'template', template: `{hex:8}${'x'.repeat(Math.max(0, length - 7))}`.slice(0, length) }), 1, 200],
+  ])('has its bounds: %s', async (_what, options, least, most) => {
+    for (const amount of [least, most]) expect(generator.safeParse(options(amount)).success, String(amount)).toBe(true);
+    for (const amount of [least - 1, most + 1]) expect(generator.safeParse(options(amount)).success, String(amount)).toBe(false);
+    await make(options(most));
+  });
+
+  it('of a template has 1,024 drawn characters at most, of one placeholder 999, and an RSA key one of three lengths', async () => {
+    expect((await make({ kind: 'template', template: '{hex:999}{digits:25}' })).value).toHaveLength(1024);
+    await expect(make({ kind: 'template', template: '{hex:999}{digits:26}' })).rejects.toMatchObject(invalid('"{digits:26}" is no placeholder'));
+    await expect(make({ kind: 'template', template: '{hex:1000}' })).rejects.toMatchObject(invalid('"{hex:1000}" is no placeholder'));
+    for (const bits of [1024, 2047, 8192]) expect(generator.safeParse({ kind: 'rsa', bits }).success).toBe(false);
+  });
+
+  it('of RSA is waited for by eight at a time, and whoever comes then is told when to come back', async () => {
+    const made = await Promise.allSettled(Array.from({ length: 9 }, () => make({ kind: 'rsa', bits: 2048 })));
+    expect(made.map(({ status }) => status)).toEqual([...Array<string>(8).fill('fulfilled'), 'rejected']);
+    expect((made[8] as PromiseRejectedResult).reason).toMatchObject({ name: 'HttpProblem', code: 'rate_limited', retryAfterSeconds: 5 });
+    expect(new Set(made.slice(0, 8).map((one) => (one as PromiseFulfilledResult<{ value: string }>).value)).size).toBe(8);
+    expect((await make({ kind: 'rsa', bits: 2048 })).entropyBits).toBe(112);
+  });
+
   it('is none by a template that is none', async () => {
     for (const template of ['plain', '{nothing:3}', '{base62}', '{base62:0}', '{base62:1000}{base62:999}', '{base62:4', 'a}b{hex:2}', '{__proto__:4}', '{constructor:4}']) {
       await expect(make({ kind: 'template', template }), template).rejects.toMatchObject(invalid('template'));
