@@ -94,6 +94,7 @@ const changes: readonly [what: string, statements: readonly string[], refusal: s
   ['a constraint that was not held against what was there', [`ALTER TABLE ${LOGS} DROP CONSTRAINT secret_audit_logs_handover_whole`, `ALTER TABLE ${LOGS} ADD CONSTRAINT secret_audit_logs_handover_whole CHECK ((handover_mac IS NULL) = (handover_mac_key_id IS NULL)) NOT VALID`], 'NOT VALID'],
   ['an index that let nothing in twice', ['DROP INDEX keyguard.kek_keys_one_primary'], 'index kek_keys_one_primary on keyguard.kek_keys is missing'],
   ['a column that may be left out', ['ALTER TABLE keyguard.devices ALTER COLUMN mac DROP NOT NULL'], 'column keyguard.devices.mac is not what the migrations make: it is bytea, and should be bytea not null'],
+  ['a column that takes other texts for equal', ['ALTER TABLE keyguard.audit_checkpoint_turns ALTER COLUMN origin TYPE text COLLATE "default"'], 'column keyguard.audit_checkpoint_turns.origin is not what the migrations make: it is text not null, and should be text not null collate "C"'],
   ['what a column holds of itself', [`ALTER TABLE keyguard.secret_shares ALTER COLUMN views SET DEFAULT 7`], 'it is integer not null default 7, and should be integer not null default 0'],
 ];
 

@@ -49,6 +49,7 @@ SELECT r.kind || ' ' || r.name, format('owner %I', pg_get_userbyid(r.relowner))
   FROM relations r
 UNION ALL
 SELECT format('column %s.%I', r.name, c.attname), format_type(c.atttypid, c.atttypmod) || CASE WHEN c.attnotnull THEN ' not null' ELSE '' END
+    || coalesce((SELECT format(' collate %I', o.collname) FROM pg_collation o JOIN pg_type t ON t.oid = c.atttypid WHERE o.oid = c.attcollation AND o.oid <> t.typcollation), '')
     || CASE WHEN c.attidentity <> '' THEN ' identity ' || c.attidentity::text ELSE '' END
     || CASE WHEN c.attgenerated <> '' THEN ' generated' ELSE '' END || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), ''), NULL
   FROM relations r JOIN pg_attribute c ON c.attrelid = r.oid LEFT JOIN pg_attrdef d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
