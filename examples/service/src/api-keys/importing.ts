@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { isUnavailable, UnavailableError } from '@keyguard/core/errors';
 import type { SqlTransaction } from '@keyguard/storage-node/postgres';
+import { isIndexed } from '../audit/announcements.ts';
 import { asJobs } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import { sealedIn, type SealedRow } from '../secrets/rows.ts';
@@ -101,7 +102,7 @@ export function importing(parts: KeyParts): Importing {
         // One of which the log says nothing is nobody's to vouch for.
         return tx.query<KeyRow>(
           `SELECT ${KEY_COLUMNS_OF_K} FROM keyguard.stored_api_keys k WHERE k.mac IS NULL
-            AND EXISTS (SELECT FROM keyguard.secret_audit_logs l WHERE keyguard.announcement(l.entry) = 'row api_key:' || k.id)`,
+            AND EXISTS (SELECT FROM keyguard.secret_audit_logs l WHERE keyguard.announcement(l.entry) = 'row api_key:' || k.id AND ${isIndexed('l.entry')})`,
         );
       });
       for (const row of rows) await adopt(row);
