@@ -51,6 +51,15 @@ export function quotesData(error: Error): boolean {
   return error instanceof SyntaxError || (typeof code === 'string' && SQLSTATE.test(code) && !isUnavailable(error) && !isRejected(error));
 }
 
+/** The words of somebody else's error, as they may be shown to whoever runs the program. */
+export function wordsOf(error: Error): string {
+  const { code } = error as { code?: unknown };
+  // Made by the stores, who have left out what the driver quoted.
+  const isQuiet = typeof code === 'string' && error.message.startsWith(`SQLSTATE ${code}`);
+  if (isQuiet || !quotesData(error)) return cut(error.message, MAX_MESSAGE, '…');
+  return typeof code === 'string' ? `the database answered with SQLSTATE ${code}` : 'something could not be read';
+}
+
 /** An error as it may be logged: what it is and where it was, and its words only where they quote nobody's data. */
 export function describeError(error: unknown, depth: number = 0): object {
   if (!(error instanceof Error)) return { name: typeof error };

@@ -277,6 +277,8 @@ describe('a start on PostgreSQL', () => {
       ['ALTER TABLE keyguard.stored_api_keys NO FORCE ROW LEVEL SECURITY', 'ALTER TABLE keyguard.stored_api_keys FORCE ROW LEVEL SECURITY', 'keyguard.stored_api_keys does not ENABLE and FORCE'],
       ['ALTER TABLE keyguard_auth.sessions DISABLE ROW LEVEL SECURITY', 'ALTER TABLE keyguard_auth.sessions ENABLE ROW LEVEL SECURITY', 'keyguard_auth.sessions does not ENABLE and FORCE'],
       ['CREATE TABLE keyguard_auth.extra (id int)', 'DROP TABLE keyguard_auth.extra', 'keyguard_auth.extra has no policy'],
+      ['ALTER POLICY kek_keys_jobs_read ON keyguard.kek_keys TO kg_jobs, kg_app', 'ALTER POLICY kek_keys_jobs_read ON keyguard.kek_keys TO kg_jobs', 'changed in the database:\n- policy kek_keys_jobs_read on keyguard.kek_keys is not what the migrations make'],
+      ['ALTER TABLE keyguard.secret_audit_logs DISABLE TRIGGER secret_audit_logs_append_only', 'ALTER TABLE keyguard.secret_audit_logs ENABLE TRIGGER secret_audit_logs_append_only', 'it is disabled: CREATE TRIGGER secret_audit_logs_append_only'],
       ['GRANT TRUNCATE ON keyguard.secret_audit_logs TO kg_app', 'REVOKE TRUNCATE ON keyguard.secret_audit_logs FROM kg_app', 'TRUNCATE'],
       [`UPDATE keyguard.schema_migrations SET checksum = 'x' || checksum WHERE name = '0002-api-keys.sql'`, `UPDATE keyguard.schema_migrations SET checksum = substr(checksum, 2) WHERE name = '0002-api-keys.sql'`, 'service/0002-api-keys.sql'],
       [`UPDATE keyguard.schema_migrations SET checksum = 'x' || checksum WHERE name = '0004-nonces.sql'`, `UPDATE keyguard.schema_migrations SET checksum = substr(checksum, 2) WHERE name = '0004-nonces.sql'`, 'keyguard/0004-nonces.sql'],

@@ -1,12 +1,15 @@
 /**
  * Bounds what people whom nobody knows can make the audit log write. Each kind of refusal to each address is written so often a
  * minute, and all of them together so often; what is beyond is counted, and at the end of the minute an entry says how many more there
- * were. So the log grows by a bounded number of entries a minute, whatever is thrown at it, and no refusal is left out of the count.
+ * were. So the log grows by a bounded number of entries a minute, whatever is thrown at it, and no refusal is left out of the count. While
+ * the log takes no entries, those that wait are bounded too: later counts are told by code alone.
  */
 import type { AuditEntry, Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 
 const MINUTE_MS = 60_000;
+/** So many minutes' entries wait for a log that takes none. */
+const MINUTES_WAITING = 10;
 
 export interface StrangersOptions {
   /** Appends an entry that belongs to no request. */
@@ -43,7 +46,10 @@ export function strangers({ record, clock = systemClock, perMinutePerKind = 30, 
   let written = 0;
   let kinds = new Map<string, Counted>();
   let crowd = new Map<string, number>();
+  const maxDue = summaries * MINUTES_WAITING;
   let due: AuditEntry[] = [];
+  /** What no entry could wait for any more, by code. */
+  let late = new Map<string, number>();
 
   function summary(code: string, ip: string | null, count: number): AuditEntry {
     return { action: 'request.refused_more', outcome: 'refused', actor: 'unknown', code, ...(ip !== null && { ip }), stands_for: count, minute: new Date(minute * MINUTE_MS).toISOString() };
@@ -53,11 +59,14 @@ export function strangers({ record, clock = systemClock, perMinutePerKind = 30, 
     let own = 0;
     for (const { code, ip, unwritten } of kinds.values()) {
       if (unwritten === 0) continue;
-      if (own < summaries) due.push(summary(code, ip, unwritten));
+      if (own < summaries && due.length < maxDue) due.push(summary(code, ip, unwritten));
       else crowd.set(code, (crowd.get(code) ?? 0) + unwritten);
       own += 1;
     }
-    for (const [code, count] of crowd) due.push(summary(code, null, count));
+    for (const [code, count] of crowd) {
+      if (due.length < maxDue) due.push(summary(code, null, count));
+      else late.set(code, (late.get(code) ?? 0) + count);
+    }
     [kinds, crowd, written] = [new Map(), new Map(), 0];
   }
 
@@ -99,7 +108,12 @@ export function strangers({ record, clock = systemClock, perMinutePerKind = 30, 
     async flush(isEnd = false) {
       if (isEnd) closeMinute();
       else turn();
-      while (due.length > 0) {
+      for (;;) {
+        if (due.length === 0) {
+          due = [...late].map(([code, count]) => summary(code, null, count));
+          late = new Map();
+        }
+        if (due.length === 0) return;
         await record(due[0]!);
         due = due.slice(1);
       }

@@ -6,6 +6,7 @@ import { readConfig, withDotEnv, type Config } from '../config.ts';
 import { claimFolder } from '../db/folder-lock.ts';
 import { openEmbedded, openPostgres, type Database } from '../db/connect.ts';
 import { withRootAlone } from '../db/root-lock.ts';
+import { scrub, wordsOf } from '../redaction.ts';
 import { CommandError } from './terminal.ts';
 
 // Where the service starts by `npx -y pnpm@12.21.0 start`.
@@ -18,8 +19,8 @@ export async function inWords<T>(work: () => Promise<T>): Promise<T> {
     return await work();
   } catch (error) {
     if (!(error instanceof Error) || !OURS.has(error.name)) throw error;
-    const cause = error.cause instanceof Error ? ` (${error.cause.message})` : '';
-    throw new CommandError(`${error.message}${cause}`, { cause: error });
+    const cause = error.cause instanceof Error ? ` (${wordsOf(error.cause)})` : '';
+    throw new CommandError(scrub(`${error.message}${cause}`), { cause: error });
   }
 }
 

@@ -82,6 +82,27 @@ it('what is not worth an entry of its own is counted, and told at the end of the
   expect(written).toEqual([expect.objectContaining({ action: 'request.refused_more', code: 'rate_limited', ip: 'a', stands_for: 7 })]);
 });
 
+it('a flood while the log takes nothing, for a day and more, makes so many entries wait and no more, and none is left out of the count', async () => {
+  const all = given();
+  all.fails = true;
+  let whole = 0;
+  for (let minute = 0; minute < 2000; minute += 1) {
+    for (let i = 0; i < 10; i += 1) whole += admitted(all.bound, `2001:db8::${i}`, 7, i % 2 === 0 ? 'signature_invalid' : 'replay_detected');
+    all.clock.now += 60_000;
+    await expect(all.bound.flush()).rejects.toThrow('down');
+  }
+  all.fails = false;
+  await all.bound.flush();
+  expect(all.written.length).toBeLessThanOrEqual(3 * 10 + 2);
+  expect(all.written.reduce((sum, entry) => sum + Number(entry['stands_for']), whole)).toBe(2000 * 10 * 7);
+  // And then as before.
+  const before = all.written.length;
+  admitted(all.bound, 'b', 7);
+  all.clock.now += 60_000;
+  await all.bound.flush();
+  expect(all.written.slice(before)).toEqual([expect.objectContaining({ ip: 'b', stands_for: 2 })]);
+});
+
 it('what could not be written is written later, and what was counted last at the end', async () => {
   const all = given();
   admitted(all.bound, 'a', 10);
