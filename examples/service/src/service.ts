@@ -51,7 +51,7 @@ import { createOidcSignIn } from './auth/oidc.ts';
 import { oidcOperations } from './auth/oidc-operations.ts';
 import { createPeople } from './auth/people.ts';
 import { demandStepUp, policyOf, type SignInPolicy, type StepUpAction } from './auth/policy.ts';
-import { authenticate, type Principal } from './auth/principal.ts';
+import { authenticate, sessionFinder, type Principal } from './auth/principal.ts';
 import { sealedSecondFactors } from './auth/second-factor.ts';
 import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { sessionOperations } from './auth/session-operations.ts';
@@ -366,7 +366,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const usage = usageReport(sql);
   const stepUp = (principal: Principal, action: StepUpAction): void => demandStepUp(principal, action, signInPolicy(), clock.nowMs());
   const operations: readonly Operation[] = [
-    ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), ...people }),
+    ...authOperations({ auth, door, setup, audit, keys, setupLimiter: limiter('setup', SETUP_TRIES_PER_MINUTE), findSession: sessionFinder({ auth, origins }), ...people }),
     ...secondFactorOperations({ door, ...people }),
     ...sessionOperations({ sql, audit, ...people }),
     ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),

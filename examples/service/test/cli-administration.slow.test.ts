@@ -119,12 +119,15 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
     expect(enabled).toEqual({ code: 0, output: expect.stringContaining('Keep these backup codes') });
     const backupCodes = enabled.output.slice(enabled.output.indexOf('not shown again:')).split('\n').filter((line) => /^[\w-]{8,}$/.test(line));
     expect(backupCodes.length).toBeGreaterThan(4);
+    // The session that asked is no more: the command goes on with the one that took its place.
+    await said(ada(['sessions', 'list']), '(this)');
 
     await refused(ada(['login', '--email', ADA.email, '--code', '000000'], `${ADA.password}\n`), /not accepted|code/i);
     await refused(ada(['login', '--email', ADA.email], `${ADA.password}\n`), 'Code of your second factor is missing.');
     await said(ada(['login', '--email', ADA.email, '--code', backupCodes[0]!], `${ADA.password}\n`), 'Signed in');
     await refused(ada(['login', '--email', ADA.email, '--code', backupCodes[0]!], `${ADA.password}\n`), /not accepted|code/i);
     await said(ada(['second-factor', 'disable'], `${ADA.password}\n${backupCodes[1]!}\n`), 'Removed.');
+    await said(ada(['sessions', 'list']), '(this)');
     await said(ada(['login', '--email', ADA.email], `${ADA.password}\n`), 'Signed in');
   });
 

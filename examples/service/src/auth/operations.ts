@@ -14,7 +14,7 @@ import type { Auth } from './better-auth.ts';
 import { userAccount } from './credentials.ts';
 import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
 import type { KnownBrowsers } from './known-browser.ts';
-import { personOf } from './principal.ts';
+import { personOf, type FindSession } from './principal.ts';
 import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInAnswer, signInBody, token } from './schema.ts';
 import type { Sessions } from './sessions.ts';
 import type { Setup } from './setup.ts';
@@ -39,13 +39,14 @@ export interface AuthOperationsOptions {
   readonly setupLimiter: RateLimiter;
   readonly limit: TryLimit;
   readonly sessions: Sessions;
+  readonly findSession: FindSession;
   readonly knownBrowsers: KnownBrowsers;
   /** What a session that has just begun lacks. */
   readonly lackOf: (userId: string) => Promise<'none' | 'required' | 'setup_required'>;
 }
 
 /** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
-export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, sessions, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
+export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, sessions, findSession, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
   const inTurn = turns({ atATime: SIGNING_IN_AT_A_TIME, maxWaiting: MAX_WAITING_TO_SIGN_IN, maxPerHolder: MAX_OF_ONE_ADDRESS, refusal: () => tooManyRequests(5) });
 
   /** A try that is counted before better-auth judges it. */
@@ -116,16 +117,19 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
       {
         id: 'signOut', action: 'auth.sign_out', method: 'post', path: '/api/auth/sign-out', tag: TAG, access: 'public',
         summary: 'End this session, and with it its JWTs',
-        description: 'Also without a session: a browser forgets its cookie all the same.',
+        description:
+          'With the cookie, the token of the session or a JWT of it. Without any of them a browser forgets its cookie all the same; a token or a JWT that names no session is a 401, because nothing was ended.',
         answers: { 200: { description: 'Signed out', json: done } },
+        problems: ['not_authenticated'],
       },
       async ({ request, response }) => {
-        const ended = await door.session(request);
-        // Before it is done, as better-auth does it in a transaction of its own: what cannot be put on record is not done.
-        if (ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'success', actor: `user:${ended.user.id}` });
-        const answer = await door.ask(request, '/sign-out');
-        if (!answer.ok && ended !== null) await audit.record({ action: 'auth.sign_out', outcome: 'failed', actor: `user:${ended.user.id}` });
-        return passedOn(response, answer, () => ({ success: true }));
+        const named = await findSession(request);
+        if (named === null && request.headers.authorization !== undefined) {
+          throw new HttpProblem('not_authenticated', 'This names no session, so nothing was ended: it is wrong, too old, or its session has ended.');
+        }
+        if (named !== null) await sessions.signOut(named);
+        // The session is gone already: this is how a browser forgets its cookie.
+        return passedOn(response, await door.ask(request, '/sign-out'), () => ({ success: true }));
       },
     ),
 

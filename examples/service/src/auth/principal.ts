@@ -58,7 +58,8 @@ export interface AuthenticateOptions {
   readonly origins: readonly string[];
 }
 
-interface Session {
+/** Which session a request names. Whether that still lives is for {@link Standings} to say. */
+export interface NamedSession {
   readonly userId: string;
   readonly sessionId: string;
 }
@@ -75,22 +76,23 @@ export interface AuthenticateRequest {
 /** Sets the principal of a request, or throws; once per request. */
 export type Authenticate = (request: Request, how?: AuthenticateRequest) => Promise<void>;
 
-/** Lets through who is signed in, with `request.principal` set, and nobody else. */
-export function authenticate({ auth, administrators, standings, policy, serviceAccounts, origins }: AuthenticateOptions): Authenticate {
+export type FindSession = (request: Request) => Promise<NamedSession | null>;
 
-  async function bySession(headers: Headers): Promise<Session | null> {
+/** The session that a request proves by its token, by a JWT of it or by the browser's cookie; `null` where it proves none. */
+export function sessionFinder({ auth, origins }: Pick<AuthenticateOptions, 'auth' | 'origins'>): FindSession {
+  async function bySession(headers: Headers): Promise<NamedSession | null> {
     const found = await sessionOf(auth, headers);
     return found === null ? null : { userId: found.user.id, sessionId: found.session.id };
   }
 
-  async function byJwt(token: string): Promise<Session | null> {
+  async function byJwt(token: string): Promise<NamedSession | null> {
     const { payload } = await auth.api.verifyJWT({ body: { token } });
     const { sub, sid } = (payload ?? {}) as { sub?: unknown; sid?: unknown };
     if (typeof sub !== 'string' || sub === '' || typeof sid !== 'string' || sid === '') return null;
     return { userId: sub, sessionId: sid };
   }
 
-  async function find(request: Request): Promise<Session | null> {
+  return async (request) => {
     const { authorization, cookie } = request.headers;
     // Whoever sends a token means the token: a cookie that is there as well is not looked at.
     if (authorization !== undefined) {
@@ -101,7 +103,12 @@ export function authenticate({ auth, administrators, standings, policy, serviceA
     if (cookie === undefined) return null;
     if (!SAFE_METHODS.has(request.method)) demandOwnPage(request, origins);
     return bySession(new Headers({ cookie }));
-  }
+  };
+}
+
+/** Lets through who is signed in, with `request.principal` set, and nobody else. */
+export function authenticate({ auth, administrators, standings, policy, serviceAccounts, origins }: AuthenticateOptions): Authenticate {
+  const find = sessionFinder({ auth, origins });
 
   /** Whose token was sent; `null` where it is not one of a service account at all. */
   async function program(request: Request): Promise<ServiceAccount | null> {

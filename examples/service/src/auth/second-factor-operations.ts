@@ -1,4 +1,5 @@
 /** `/api/auth/second-factor` and `/api/auth/step-up`: a person's own second factor; and the help of an administrator for who lost it. */
+import type { Request } from 'express';
 import * as z from 'zod';
 import { operation, type Operation } from '../http/operations.ts';
 import { time, timeJson } from '../http/pagination.ts';
@@ -14,6 +15,8 @@ const TAG = 'Second factor';
 const code = z.string().min(6).max(20).describe('Six digits of the authenticator, or a backup code. Each is accepted once.');
 const password = z.string().max(1024).optional().describe('The password of who has one.');
 const backupCodes = z.object({ backup_codes: z.array(z.string()).describe('Each lets you in once without the authenticator. Shown this once.') });
+
+const newToken = z.object({ 'set-auth-token': z.string().describe('The token of the session from now on. The one before, and its JWTs, are worth nothing.') });
 
 const state = z
   .object({
@@ -32,6 +35,11 @@ export interface SecondFactorOperationsOptions {
 }
 
 export function secondFactorOperations({ factors, credentials, door }: SecondFactorOperationsOptions): readonly Operation[] {
+  /** What is answered with a new token of the session is for who holds one of it: a JWT cannot prolong itself. */
+  async function demandSession(request: Request): Promise<void> {
+    if ((await door.session(request)) === null) throw new HttpProblem('not_authenticated', 'Ask with the token or the cookie of the session itself, not with a JWT.');
+  }
+
   return [
     operation(
       {
@@ -76,12 +84,19 @@ export function secondFactorOperations({ factors, credentials, door }: SecondFac
       {
         id: 'activateSecondFactor', action: 'second_factor.activate', method: 'post', path: '/api/auth/second-factor/activate', tag: TAG, access: 'person',
         beforeSecondFactor: true,
-        summary: 'Show that the authenticator works, and make it count; all your other sessions end',
+        setsCookies: true,
+        summary: 'Show that the authenticator works, and make it count; all your sessions end, and a new one takes the place of this one',
+        description: 'Asked for with the token or the cookie of the session itself: whoever holds no more than a JWT gets no session by it.',
         body: z.strictObject({ code }),
-        answers: { 200: { description: 'It counts from now on', json: backupCodes } },
+        answers: { 200: { description: 'It counts from now on', json: backupCodes, headers: newToken } },
         problems: ['second_factor_invalid', 'second_factor_missing', 'second_factor_exists'],
       },
-      async ({ principal, body }) => ({ json: { backup_codes: await factors.activate(personOf(principal), body.code) } }),
+      async ({ principal, body, request, response }) => {
+        const person = personOf(principal);
+        await demandSession(request);
+        const { backupCodes: codes, sessionId } = await factors.activate(person, body.code);
+        return passedOn(response, await door.handOut({ userId: person.userId, sessionId }), () => ({ backup_codes: codes }));
+      },
     ),
 
     operation(
@@ -125,16 +140,20 @@ export function secondFactorOperations({ factors, credentials, door }: SecondFac
     operation(
       {
         id: 'disableSecondFactor', action: 'second_factor.disable', method: 'post', path: '/api/auth/second-factor/disable', tag: TAG, access: 'person',
-        summary: 'Remove your second factor, with password and code',
+        setsCookies: true,
+        summary: 'Remove your second factor, with password and code; all your sessions end, and a new one takes the place of this one',
+        description: 'Asked for with the token or the cookie of the session itself.',
         body: z.strictObject({ password, code }),
-        answers: { 204: { description: 'Removed' } },
+        answers: { 204: { description: 'Removed', headers: newToken } },
         problems: ['invalid_password', 'second_factor_invalid', 'second_factor_missing'],
       },
-      async ({ principal, body }) => {
+      async ({ principal, body, request, response }) => {
         const person = personOf(principal);
+        await demandSession(request);
         await credentials.demand(person, body.password);
-        await factors.disable(person, body.code);
-        return {};
+        const { sessionId } = await factors.disable(person, body.code);
+        const { headers = {} } = passedOn(response, await door.handOut({ userId: person.userId, sessionId }), () => ({}));
+        return { status: 204, headers };
       },
     ),
 

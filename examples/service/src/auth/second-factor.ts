@@ -19,6 +19,7 @@ import type { Counter } from './attempts.ts';
 import { hashOfBackupCode, newBackupCodes } from './backup-codes.ts';
 import { userAccount } from './credentials.ts';
 import type { Person } from './principal.ts';
+import { newSessionToken, renewSessionIn } from './session-renewal.ts';
 import type { Standings } from './standing.ts';
 import { acceptedStep, otpauthUri, SECRET_BYTES, toBase32 } from './totp.ts';
 import type { TryLimit } from './try-limit.ts';
@@ -41,8 +42,11 @@ export interface SecondFactors {
   stateOf(userId: string): Promise<SecondFactorState>;
   /** A new secret in the place of one that was never activated. Shown once. @throws HttpProblem `second_factor_exists` */
   begin(person: Person): Promise<{ readonly secret: string; readonly uri: string }>;
-  /** Makes the secret count, by its first code, and ends all other sessions. The backup codes are shown once. */
-  activate(person: Person, code: string): Promise<readonly string[]>;
+  /**
+   * Makes the secret count, by its first code. All sessions of the person end, and a new one, which has proven the factor, takes the
+   * place of this one. The backup codes are shown once.
+   */
+  activate(person: Person, code: string): Promise<{ readonly backupCodes: readonly string[]; readonly sessionId: string }>;
   /**
    * Accepts a code (untrusted) once, and writes down that this session has proven the factor. A session that had not gets a new
    * token, which is answered: the old one opens nothing any more.
@@ -51,8 +55,8 @@ export interface SecondFactors {
   prove(person: Person, code: string): Promise<{ readonly provenAtMs: number; readonly newToken: string | null }>;
   /** New backup codes in the place of all old ones, for a code. */
   renewBackupCodes(person: Person, code: string): Promise<readonly string[]>;
-  /** Removes the factor, for a code. */
-  disable(person: Person, code: string): Promise<void>;
+  /** Removes the factor, for a code. All sessions of the person end, and a new one takes the place of this one. */
+  disable(person: Person, code: string): Promise<{ readonly sessionId: string }>;
   /** Removes the factor of somebody who lost it, and ends that person's sessions. `false` where there was none. */
   remove(userId: string, by: Person): Promise<boolean>;
 }
@@ -222,7 +226,7 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
     },
 
     async activate(person, code) {
-      const { userId, sessionId, actor } = person;
+      const { userId, actor } = person;
       const counter = counterOf(person);
       await limit.claim(counter);
       const factor = await read(userId);
@@ -237,19 +241,21 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
         );
         if (rows.length === 0) throw invalid();
         await limit.succeeded(counter, tx);
-        const codes = await replaceBackupCodes(tx, factor.id);
-        // Whoever has only the password must not go on as if nothing had happened.
-        await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 AND id <> $2', [userId, sessionId]);
+        const backupCodes = await replaceBackupCodes(tx, factor.id);
+        // Whoever has only the password, or a token of before, must not go on as if nothing had happened.
+        const { sessionId, ended } = await renewSessionIn(tx, person);
         await standings.proveIn(tx, sessionId, userId);
-        await audit.recordIn(tx, { action: 'second_factor.activate', outcome: 'success', actor, resource: `user:${userId}` });
-        return codes;
+        await audit.recordIn(tx, {
+          action: 'second_factor.activate', outcome: 'success', actor, resource: `user:${userId}`, new_session_id: sessionId, sessions_ended: ended,
+        });
+        return { backupCodes, sessionId };
       });
     },
 
     async prove(person, code) {
       const { userId, sessionId, actor, secondFactor } = person;
       const isSignIn = secondFactor.provenAtMs === null;
-      const newToken = isSignIn ? randomBytes(24).toString('base64url') : null;
+      const newToken = isSignIn ? newSessionToken() : null;
       const provenAtMs = await withCode(person, code, async (tx) => {
         if (newToken !== null) {
           const { rows } = await tx.query(
@@ -274,10 +280,14 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
       });
     },
 
-    async disable(person, code) {
-      await withCode(person, code, async (tx) => {
+    disable(person, code) {
+      return withCode(person, code, async (tx) => {
         await removeIn(tx, person.userId);
-        await audit.recordIn(tx, { action: 'second_factor.disable', outcome: 'success', actor: person.actor, resource: `user:${person.userId}` });
+        const { sessionId, ended } = await renewSessionIn(tx, person);
+        await audit.recordIn(tx, {
+          action: 'second_factor.disable', outcome: 'success', actor: person.actor, resource: `user:${person.userId}`, new_session_id: sessionId, sessions_ended: ended,
+        });
+        return { sessionId };
       });
     },
 

@@ -3,7 +3,7 @@ import { pageOf, pageStart, type Page, type PageRequest, type SqlClient } from '
 import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import type { CurrentSignInPolicy } from './policy.ts';
-import type { Person } from './principal.ts';
+import type { NamedSession, Person } from './principal.ts';
 
 const PURGE_ROWS = 1000;
 
@@ -24,6 +24,8 @@ export interface Sessions {
   list(userId: string, request: PageRequest): Promise<Page<SessionRecord>>;
   /** Ends one of one's own; an administrator ends anybody's. `false` where there is none that the caller may know of. */
   end(id: string, by: Person): Promise<boolean>;
+  /** Ends the session that a request has named, by its owner. One that has ended before stays so. */
+  signOut(session: NamedSession): Promise<void>;
   /** Ends all sessions of a person but `except`; how many there were. */
   endAll(userId: string, by: Person, options?: { readonly except?: string }): Promise<number>;
   /** Deletes what has ended by itself: sessions, tries by address, and what was to be verified. */
@@ -79,6 +81,14 @@ export function createSessions({ sql, audit, policy }: SessionsOptions): Session
         if (rows[0] === undefined) return false;
         await audit.recordIn(tx, { action: 'session.end', outcome: 'success', actor: by.actor, resource: `session:${id}`, user_id: rows[0].user_id });
         return true;
+      });
+    },
+
+    async signOut({ sessionId, userId }) {
+      await asAuth(sql, async (tx) => {
+        const { rows } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE id = $1 AND user_id = $2 RETURNING id', [sessionId, userId]);
+        if (rows.length === 0) return;
+        await audit.recordIn(tx, { action: 'auth.sign_out', outcome: 'success', actor: `user:${userId}`, resource: `session:${sessionId}`, session_id: sessionId });
       });
     },
 

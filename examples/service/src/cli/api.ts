@@ -1,6 +1,6 @@
 /** The control plane as the terminal command sees it: HTTP, and nothing else. */
 import { CommandError } from './terminal.ts';
-import type { SessionFile } from './session-file.ts';
+import type { Session, SessionFile } from './session-file.ts';
 
 export const COMMAND = 'npx -y pnpm@12.21.0 keyguard';
 
@@ -26,6 +26,9 @@ export interface Api {
   /** All pages of a list, up to `limit` rows. */
   list(path: string, limit: number): Promise<readonly Json[]>;
 }
+
+/** The server knows nothing of the session that is kept here. */
+export class SessionEndedError extends CommandError {}
 
 /** @throws CommandError for what is no origin */
 export function originOf(url: string): string {
@@ -60,14 +63,19 @@ export function createApi(origin: string, sessions: SessionFile): Api {
     return { json: readJson(text), text, headers: response.headers };
   }
 
-  async function tokenOf(): Promise<string> {
+  async function sessionOf(): Promise<Session> {
     const session = await sessions.read(origin);
     if (session === null) throw new CommandError(`You are not signed in at ${origin}. Run  ${COMMAND} login  first.`);
-    return session.token;
+    return session;
   }
 
   async function fetchSigned(method: string, path: string, body?: Json): Promise<Answer> {
-    return send(method, path, body, await tokenOf());
+    const session = await sessionOf();
+    const answer = await send(method, path, body, session.token);
+    // What changes how one is known ends the session that asked, and gives another one.
+    const token = answer.headers.get('set-auth-token');
+    if (token !== null) await sessions.write(origin, { ...session, token });
+    return answer;
   }
 
   async function sendSigned(method: string, path: string, body?: Json): Promise<Json> {
@@ -80,7 +88,7 @@ export function createApi(origin: string, sessions: SessionFile): Api {
     sendSigned,
     fetchSigned,
     async streamSigned(path) {
-      const { body } = await ask('GET', path, undefined, await tokenOf(), '*/*');
+      const { body } = await ask('GET', path, undefined, (await sessionOf()).token, '*/*');
       return body ?? (async function* (): AsyncGenerator<Uint8Array> {})();
     },
     async list(path, limit) {
@@ -110,7 +118,7 @@ function readJson(text: string): Json {
 function refusal(response: Response, json: Json, isSigned: boolean): CommandError {
   const detail = typeof json['detail'] === 'string' ? json['detail'] : `The server answered ${response.status}: is it a KeyGuard?`;
   const id = response.status >= 500 && typeof json['request_id'] === 'string' ? ` (${json['request_id']})` : '';
-  if (response.status === 401 && isSigned) return new CommandError(`Your session has ended. Run  ${COMMAND} login  again.`);
+  if (response.status === 401 && isSigned) return new SessionEndedError(`Your session has ended. Run  ${COMMAND} login  again.`);
   if (json['code'] === 'setup_complete') return new CommandError(`${detail} Run  ${COMMAND} login`);
   return new CommandError(detail + id);
 }

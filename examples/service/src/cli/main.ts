@@ -5,7 +5,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { explain } from '../explanation.ts';
 import { addAccess } from './access.ts';
-import { COMMAND, createApi, originOf, type Api, type Json } from './api.ts';
+import { COMMAND, createApi, originOf, SessionEndedError, type Api, type Json } from './api.ts';
 import { addAuditCommands } from './audit.ts';
 import { addBackupCommands } from './backup-commands.ts';
 import { addBudgetCommands } from './budgets.ts';
@@ -120,6 +120,9 @@ program
     if ((await sessions.read(server.origin)) === null) throw new CommandError(`You are not signed in at ${server.origin}.`);
     try {
       await server.sendSigned('POST', '/api/auth/sign-out', {});
+    } catch (error) {
+      // It ended before: that is what was wanted.
+      if (!(error instanceof SessionEndedError)) throw error;
     } finally {
       await sessions.write(server.origin, null);
     }

@@ -46,7 +46,7 @@ async function withFactor(world: World): Promise<{ readonly person: Person; read
   const { token } = person;
   const secret = await begin(world, person);
   const activated = await world.stage.call('POST', '/api/auth/second-factor/activate', { token, body: { code: codeOfStep(secret, stepAt(Date.now())) } });
-  return { person, codes: activated.json.backup_codes as string[] };
+  return { person: { ...person, token: activated.headers.get('set-auth-token')! }, codes: activated.json.backup_codes as string[] };
 }
 
 const BASE32 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ234567';

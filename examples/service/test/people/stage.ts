@@ -147,6 +147,8 @@ export function fromBase32(text: string): Uint8Array {
 export interface Authenticator {
   readonly secret: string;
   readonly backupCodes: readonly string[];
+  /** Of the session from then on: the one that set it up is dead. */
+  readonly token: string;
   /** A code that was not used yet: the clock goes on for it. */
   next(): string;
   /** The code of now. */
@@ -164,6 +166,7 @@ export async function setUpFactor(stage: Stage, token: string): Promise<Authenti
   return {
     secret: begun.json.secret,
     backupCodes: activated.json.backup_codes,
+    token: bearerOf(activated),
     code,
     next() {
       stage.time.aheadMs += 30_000;
