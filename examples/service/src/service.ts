@@ -380,7 +380,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
     ...usageOperations(usage),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept, macRotation }),
-    ...secretOperations({ sql, store: secrets }),
+    ...secretOperations({ sql, store: secrets, demandStepUp: stepUp }),
     ...shareOperations({
       shares: createShares({ sql, keys, audit, access, secrets }),
       links: createLinks({ sql, keys, audit, access, secrets, limits: () => settings.current().links }),

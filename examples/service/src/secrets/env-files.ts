@@ -70,7 +70,14 @@ export interface EnvFiles {
   exportFile(principal: Principal, options: ExportOptions): Promise<{ readonly type: string; readonly text: string; readonly count: number }>;
 }
 
-export function envFiles({ sql, store }: { readonly sql: SqlClient; readonly store: SecretStore }): EnvFiles {
+export interface EnvFilesOptions {
+  readonly sql: SqlClient;
+  readonly store: SecretStore;
+  /** Whether nothing beside permissions keeps the caller from revealing at this moment, such as a second factor that was proven too long ago. */
+  readonly mayReveal: (principal: Principal) => boolean;
+}
+
+export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
   const { rows, parts } = store;
 
   /** Everything by that filter that the caller may know of. */
@@ -86,11 +93,11 @@ export function envFiles({ sql, store }: { readonly sql: SqlClient; readonly sto
     return found;
   }
 
-  async function isSame(principal: Principal, { secret, permissions, intact }: HeldSecret, value: string): Promise<boolean> {
-    // Whoever may not read a value must not learn by trying which one it is.
-    if (!permissions.has('secrets:reveal') || !intact) return false;
-    if (secret.expiresAtMs !== null && secret.ownerId !== principal.userId) return false;
-    return (await parts.openFor(principal, secret.id, 'secrets:reveal', { version: null, allowExpired: true })).value === value;
+  /** What is stored, to compare it; `null` for who may not reveal it now. To be told that a value is the same is to have read it. */
+  async function readable(principal: Principal, { secret, permissions, intact }: HeldSecret): Promise<Revealed | null> {
+    if (!permissions.has('secrets:reveal') || !intact || !mayReveal(principal)) return null;
+    if (secret.expiresAtMs !== null && secret.ownerId !== principal.userId) return null;
+    return parts.openFor(principal, secret.id, 'secrets:reveal', { version: null, allowExpired: true });
   }
 
   function invalid({ line, name }: Variable, problem: string): ImportedVariable {
@@ -98,18 +105,19 @@ export function envFiles({ sql, store }: { readonly sql: SqlClient; readonly sto
   }
 
   async function plan(principal: Principal, variables: readonly Variable[], { projectId, tags, dryRun }: ImportOptions): Promise<{ readonly steps: readonly Step[]; readonly wrong: readonly ImportedVariable[] }> {
-    const there = await asUser(sql, principal.userId, async (tx) => {
+    const held = await asUser(sql, principal.userId, async (tx) => {
       await parts.demandProject(tx, principal, projectId);
       return all(tx, principal, projectId);
     });
     const steps: Step[] = [];
     const wrong: ImportedVariable[] = [];
+    const read: Revealed[] = [];
     for (const variable of variables) {
       if (Buffer.byteLength(variable.value) > MAX_VALUE_BYTES) {
         wrong.push(invalid(variable, `the value has more than ${MAX_VALUE_BYTES} bytes`));
         continue;
       }
-      const named = there.filter(({ secret }) => secret.name === variable.name);
+      const named = held.filter(({ secret }) => secret.name === variable.name);
       const target = named.find(({ secret }) => secret.ownerId === principal.userId) ?? named[0];
       if (target === undefined) {
         const secret = { name: variable.name, type: 'env', value: variable.value, tags, projectId, expiresAtMs: undefined } as const;
@@ -117,12 +125,19 @@ export function envFiles({ sql, store }: { readonly sql: SqlClient; readonly sto
       } else if (named.length > 1 && target.secret.ownerId !== principal.userId) wrong.push(invalid(variable, 'several secrets of others have this name'));
       else if (!target.permissions.has('secrets:update')) wrong.push(invalid(variable, 'a secret of this name is there, and you may not change it'));
       else if (!target.intact) wrong.push(invalid(variable, 'the secret of this name was changed in the database'));
-      else if (await isSame(principal, target, variable.value)) steps.push({ variable, outcome: 'unchanged', before: target.secret, made: null, next: null });
       else {
+        const there = await readable(principal, target);
+        if (there !== null) read.push(there);
+        if (there?.value === variable.value) {
+          steps.push({ variable, outcome: 'unchanged', before: target.secret, made: null, next: null });
+          continue;
+        }
         const next = { reason: 'imported', expiresAtMs: undefined };
         steps.push({ variable, outcome: 'updated', before: target.secret, made: null, next: dryRun ? null : await parts.sealNext(target.secret, variable.value, next) });
       }
     }
+    // Before anybody is told which of them are the same.
+    await parts.record(read.map((one) => parts.revealEntry(principal, one, { via: 'env_import' })));
     return { steps, wrong };
   }
 

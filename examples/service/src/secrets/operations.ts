@@ -3,8 +3,11 @@ import { Readable } from 'node:stream';
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
+import type { StepUpAction } from '../auth/policy.ts';
+import type { Principal } from '../auth/principal.ts';
 import { operation, type Answer, type Operation } from '../http/operations.ts';
 import { pageJson, pageOf, pageRequest } from '../http/pagination.ts';
+import { HttpProblem } from '../http/problems.ts';
 import { envFiles } from './env-files.ts';
 import { generate, generator, type Generated } from './generate.ts';
 import { listSecrets, listVersions } from './listing.ts';
@@ -20,6 +23,8 @@ const TAG = 'Secrets';
 export interface SecretOperationsOptions {
   readonly sql: SqlClient;
   readonly store: SecretStore;
+  /** Throws where the settings demand a fresh second factor for `action`. */
+  readonly demandStepUp: (principal: Principal, action: StepUpAction) => void;
   readonly clock?: Clock;
 }
 
@@ -36,8 +41,17 @@ async function valueOf(body: { readonly value?: string | undefined; readonly gen
   return { value: made.value, made };
 }
 
-export function secretOperations({ sql, store, clock = systemClock }: SecretOperationsOptions): readonly Operation[] {
-  const files = envFiles({ sql, store });
+export function secretOperations({ sql, store, demandStepUp, clock = systemClock }: SecretOperationsOptions): readonly Operation[] {
+  const mayReveal = (principal: Principal): boolean => {
+    try {
+      demandStepUp(principal, 'reveal');
+      return true;
+    } catch (error) {
+      if (error instanceof HttpProblem) return false;
+      throw error;
+    }
+  };
+  const files = envFiles({ sql, store, mayReveal });
 
   return [
     operation(
@@ -81,7 +95,8 @@ export function secretOperations({ sql, store, clock = systemClock }: SecretOper
       {
         id: 'importSecrets', action: 'secret.import', method: 'post', path: '/api/secrets/import', tag: TAG, access: 'secrets:create',
         summary: 'Store the variables of a .env file: all of them, or none',
-        description: 'A variable that is there under its name gets a new version, unless the value is the same. A dry run says what would be done.',
+        description:
+          'A variable that is there under its name gets a new version. Where the caller may reveal it at this moment it is compared first, which is on record as a reveal, and stays as it is if it is the same. A dry run says what would be done.',
         body: importBody,
         answers: { 200: { description: 'What was done, or would be', json: importReport } },
         problems: ['not_found', 'secret_expired'],
