@@ -328,7 +328,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
   const seen = sightings(postgresDeviceDirectory(sql, { rowMacKey: keys.rowMacKey }));
-  const idempotency = createIdempotency({ sql, keys, audit, onFault });
+  const idempotency = createIdempotency({ sql, keys, audit, onFault, clock });
   // One process: whatever held a key before is no more.
   if (database.embedded) await idempotency.releaseAll();
   let isStopping = false;
@@ -371,7 +371,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...sessionOperations({ sql, audit, ...people }),
     ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
-    ...deviceOperations({ sql, keys, audit, access, projects, demandStepUp: stepUp, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+    ...deviceOperations({ sql, keys, audit, access, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),

@@ -60,7 +60,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
     operation(
       {
         id: 'createInvitation', action: 'invitation.create', method: 'post', path: '/api/invitations', tag: TAG, access: 'administrator',
-        stepUp: 'approve', idempotent: true,
+        stepUp: 'approve', idempotent: { member: 'token', isGood: (_principal, { token: shown }) => invitations.isOpen(shown as string) },
         summary: 'Invite somebody; hand over the token yourself',
         description: 'No mail is sent. The token counts while you administer.',
         body: createBody,
@@ -119,7 +119,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
     operation(
       {
         id: 'createPasswordReset', action: 'password_reset.create', method: 'post', path: '/api/users/{id}/password-reset', tag: TAG, access: 'administrator',
-        stepUp: 'approve', idempotent: true,
+        stepUp: 'approve', idempotent: { member: 'token', isGood: (_principal, { token: shown }) => passwordResets.isOpen(shown as string) },
         summary: 'Make a token with which a person sets a new password; hand it over yourself',
         params: userParams,
         body: resetBody,

@@ -52,6 +52,8 @@ export interface Invitations {
    * `userId`. `false` where there is none.
    */
   claimForIn(tx: SqlTransaction, email: string, userId: string): Promise<boolean>;
+  /** Whether `token` is still one with which somebody comes in. */
+  isOpen(token: string): Promise<boolean>;
   /** Whether there is an open invitation of this address. */
   isInvited(email: string): Promise<boolean>;
 }
@@ -234,6 +236,11 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
       if (row === null || !(await claimIn(tx, row, userId))) return false;
       await recordAcceptanceIn(tx, row, userId);
       return true;
+    },
+
+    async isOpen(token) {
+      const tokenHash = links.hashOf(token);
+      return tokenHash !== null && (await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) !== null;
     },
 
     isInvited: (email) => asAuth(sql, async (tx) => (await openIn(tx, 'email', email)) !== null),

@@ -18,6 +18,8 @@ import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
 
 export interface PasswordResets {
+  /** Whether `token` is still one with which, alone or beside another, a password is set. */
+  isOpen(token: string): Promise<boolean>;
   /** The token is shown this once; one that the same administrator made before is worth nothing from now on. `null` where there is no such person. */
   create(userId: string, expiresInSeconds: number, by: Person): Promise<{ readonly token: string; readonly expiresAtMs: number } | null>;
   /**
@@ -90,6 +92,11 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
   }
 
   return {
+    async isOpen(token) {
+      const tokenHash = links.hashOf(token);
+      return tokenHash !== null && (await asAuth(sql, (tx) => openIn(tx, tokenHash))) !== null;
+    },
+
     async create(userId, expiresInSeconds, by) {
       const { token, tokenHash } = links.newToken();
       const [id, nowMs] = [randomUUID(), clock.nowMs()];

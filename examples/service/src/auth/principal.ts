@@ -33,6 +33,8 @@ export interface ServiceAccount {
   readonly userId: string;
   readonly actor: `service_account:${string}`;
   readonly isAdministrator: false;
+  /** Which of its tokens was sent. No secret. */
+  readonly tokenPrefix: string;
   /** Beyond these it may do nothing, whatever was granted to it. */
   readonly scopes: ReadonlySet<Permission>;
 }
@@ -140,6 +142,11 @@ export function authenticate({ auth, administrators, standings, policy, serviceA
 
 function notAuthenticated(): HttpProblem {
   return new HttpProblem('not_authenticated', 'Sign in first: send a session token, a JWT or the token of a service account as a bearer.');
+}
+
+/** By what the caller is known: the session, whatever proves it, or one token of a service account. No secret. */
+export function credentialOf(principal: Principal): string {
+  return principal.kind === 'person' ? `session:${principal.sessionId}` : `token:${principal.tokenPrefix}`;
 }
 
 /** The caller. @throws HttpProblem `not_authenticated` when `authenticate` did not run before */

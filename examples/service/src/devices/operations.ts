@@ -21,7 +21,6 @@ import {
 } from '@keyguard/storage-node/postgres';
 import { DEFAULT_PROJECT_ID } from '../api-keys/rows.ts';
 import type { AuditLog } from '../audit/log.ts';
-import type { StepUpAction } from '../auth/policy.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asUser } from '../db/as-user.ts';
 import { operation, type Operation } from '../http/operations.ts';
@@ -42,8 +41,6 @@ export interface DeviceOperationsOptions {
   readonly audit: AuditLog;
   readonly access: ReachAccess;
   readonly projects: Projects;
-  /** Throws where the settings demand a fresh second factor for `action`. */
-  readonly demandStepUp: (principal: Principal, action: StepUpAction) => void;
   /** Told of every device that was changed, once that is durable and before it is acknowledged. */
   readonly onChanged: (deviceId: string) => void;
   /** Told, after that, of every device that may not call any more. */
@@ -54,7 +51,7 @@ export interface DeviceOperationsOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceOperations({ sql, keys, audit, access, projects, demandStepUp, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+export function deviceOperations({ sql, keys, audit, access, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
   const { rowMacKey } = keys;
   const directoryIn = (tx: SqlTransaction): DeviceDirectory => postgresDeviceDirectory(tx, { rowMacKey, clock });
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
@@ -72,11 +69,22 @@ export function deviceOperations({ sql, keys, audit, access, projects, demandSte
     return { everywhere: reads.everywhere || writes.everywhere, projectIds: [...reads.projectIds, ...writes.projectIds] };
   }
 
+  const approvesItself = ({ isAdministrator }: Principal, { auto_approve: wanted }: { readonly auto_approve?: boolean | undefined }): boolean => wanted ?? isAdministrator;
+
+  /** Whether a code that was shown in `json` still opens something. */
+  async function isOpen(userId: string, table: 'enrollment_codes' | 'rotation_codes', condition: string, json: Readonly<Record<string, unknown>>): Promise<boolean> {
+    const { rows } = await asUser(sql, userId, (tx) =>
+      tx.query(`SELECT 1 FROM keyguard.${table} WHERE id = $1 AND expires_at_ms > $2 AND ${condition}`, [json['id'], clock.nowMs()]),
+    );
+    return rows.length > 0;
+  }
+
   const createCode = operation(
     {
       id: 'createEnrollmentCode', action: 'enrollment_code.create', method: 'post', path: '/api/enrollment-codes', tag: TAG, access: 'devices:write',
       summary: 'Make a code with which devices enroll',
-      idempotent: true,
+      idempotent: { member: 'code', isGood: ({ userId }, json) => isOpen(userId, 'enrollment_codes', 'uses < max_uses AND revoked_at_ms IS NULL', json) },
+      stepUp: (principal, body) => (approvesItself(principal, body) ? 'approve' : null),
       body: createCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(enrollmentCode) } },
       problems: ['not_found', 'project_archived'],
@@ -85,7 +93,6 @@ export function deviceOperations({ sql, keys, audit, access, projects, demandSte
       const { userId, actor, isAdministrator } = principal;
       // A device that nobody has to approve is approved by whoever makes its code, and only administrators approve.
       if (!isAdministrator && body.auto_approve === true) throw new HttpProblem('forbidden', 'Only an administrator makes codes for devices that need no approval.');
-        if (body.auto_approve === true) demandStepUp(principal, 'approve');
       const code = generateEnrollmentCode(webCryptoRandom());
       const created = await asUser(sql, userId, async (tx) => {
         if (body.project_id !== DEFAULT_PROJECT_ID) await demandOpenProject(tx, principal, body.project_id);
@@ -96,7 +103,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, demandSte
           projectId: body.project_id,
           label: body.label ?? null,
           maxUses: body.max_uses,
-          autoApprove: body.auto_approve ?? isAdministrator,
+          autoApprove: approvesItself(principal, body),
           expiresAtMs: clock.nowMs() + body.expires_in_s * 1000,
         });
         await audit.recordIn(tx, {
@@ -244,7 +251,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, demandSte
     {
       id: 'createRotationCode', action: 'rotation_code.create', method: 'post', path: '/api/devices/{id}/rotation-codes', tag: TAG, access: 'devices:write',
       summary: 'Make a code with which a device replaces its key',
-      idempotent: true,
+      idempotent: { member: 'code', isGood: ({ userId }, json) => isOpen(userId, 'rotation_codes', 'used_at_ms IS NULL AND revoked_at_ms IS NULL', json) },
       params: idParams,
       body: createRotationCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(rotationCode) } },

@@ -18,16 +18,18 @@ import { open, seal, type VaultPlace } from '@keyguard/core/vault';
 import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
 import { nodeVaultPrimitives } from '@keyguard/storage-node/vault';
 import type { AuditLog } from '../audit/log.ts';
-import type { Principal } from '../auth/principal.ts';
+import { credentialOf, type Principal } from '../auth/principal.ts';
 import { asJobs, asUser } from '../db/as-user.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { SealedTable } from '../keys/sealed-tables.ts';
-import type { Answer } from './operations.ts';
+import type { Answer, ShownOnce } from './operations.ts';
 import { HttpProblem } from './problems.ts';
 import { beforeEntry } from './request-context.ts';
 
 /** How long an answer is kept. */
 export const KEPT_MS = 24 * 60 * 60 * 1000;
+/** For how long an answer that shows a value is given to who lost it on the way: as long as a client tries again by itself, and no longer. */
+export const SHOWN_AGAIN_MS = 10 * 60_000;
 /** How long a request may hold a key: more than any handler takes, since no statement may take longer than ten seconds. */
 export const LEASE_MS = 20_000;
 const PURGED_AT_ONCE = 1000;
@@ -56,13 +58,23 @@ export interface IdempotentRequest {
   readonly principal: Principal;
   /** What the same key must come with again. */
   readonly input: JsonValue;
+  /** Of an operation whose answer may show a value once. */
+  readonly shownOnce?: ShownOnce;
 }
+
+/** To whom an answer with a value was shown, and when. Sealed with it, so that nobody makes it younger or somebody else's. */
+interface Shown {
+  readonly to: string;
+  readonly atMs: number;
+}
+
+type KeptAnswer = Answer & { readonly shown?: Shown };
 
 export interface Idempotency {
   /**
    * The answer of `work`, which is carried out at most once for a key; or what was answered before.
-   * @throws HttpProblem `idempotency_in_flight`, `idempotency_key_reused`, `idempotency_reply_lost`, and what `work` throws, which
-   * sets the key free
+   * @throws HttpProblem `idempotency_in_flight`, `idempotency_key_reused`, `idempotency_reply_lost`, `idempotency_reply_withheld` for a
+   * value that is not to be shown again, and what `work` throws, which sets the key free
    */
   once(request: IdempotentRequest, work: () => Promise<Answer>): Promise<Answer>;
   /** Forgets what is old. */
@@ -162,7 +174,7 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
     return rows[0] ?? RELEASED;
   }
 
-  async function claimOrAnswer(claim: Claim): Promise<Answer | null> {
+  async function claimOrAnswer(claim: Claim): Promise<KeptAnswer | null> {
     let row: Row | null = RELEASED;
     // Between two statements its holder may have let it go.
     for (let tries = 0; row === RELEASED && tries < TRIES; tries += 1) row = await asUser(sql, claim.userId, (tx) => take(tx, claim));
@@ -176,11 +188,11 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
     throw replyLost();
   }
 
-  async function openReply(row: Row, claim: Claim): Promise<Answer> {
+  async function openReply(row: Row, claim: Claim): Promise<KeptAnswer> {
     const sealed = { ciphertext: Uint8Array.from(row.ciphertext!), wrappedDek: Uint8Array.from(row.wrapped_dek!), kekId: row.kek_id! };
     try {
       const bytes = await open(sealed, placeOf({ ...claim, claimId: row.claim_id }), { keyProvider: keys.kek, primitives });
-      return JSON.parse(fromUtf8(bytes)) as Answer;
+      return JSON.parse(fromUtf8(bytes)) as KeptAnswer;
     } catch (error) {
       // It was carried out, so doing it again is out of the question.
       onFault(error);
@@ -199,8 +211,17 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
     if (rows.length === 0) throw inFlight();
   }
 
-  async function keep(claim: Claim, { status, json, headers, etag }: Answer): Promise<void> {
-    const reply = { ...(status !== undefined && { status }), ...(json !== undefined && { json }), ...(headers !== undefined && { headers }), ...(etag !== undefined && { etag }) };
+  /** That what is shown once is shown again to none but who lost it on the way: soon, by the same credential, and while it is good. */
+  async function demandShowable({ shown, json = {} }: KeptAnswer, { shownOnce, principal }: IdempotentRequest): Promise<void> {
+    const values = json as Readonly<Record<string, unknown>>;
+    if (shownOnce === undefined || values[shownOnce.member] === undefined) return;
+    const nowMs = clock.nowMs();
+    const isSoon = shown !== undefined && shown.to === credentialOf(principal) && shown.atMs <= nowMs && nowMs < shown.atMs + SHOWN_AGAIN_MS;
+    if (!isSoon || !(await shownOnce.isGood(principal, values))) throw replyWithheld();
+  }
+
+  async function keep(claim: Claim, { status, json, headers, etag }: Answer, shown: Shown): Promise<void> {
+    const reply = { shown, ...(status !== undefined && { status }), ...(json !== undefined && { json }), ...(headers !== undefined && { headers }), ...(etag !== undefined && { etag }) };
     const sealed = await seal(utf8(JSON.stringify(reply)), placeOf(claim), { keyProvider: keys.kek, primitives });
     await asUser(sql, claim.userId, (tx) =>
       tx.query(
@@ -217,7 +238,8 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
   }
 
   return {
-    async once({ key, operation, principal, input }, work) {
+    async once(request, work) {
+      const { key, operation, principal, input } = request;
       const claim: Claim = {
         userId: principal.userId,
         operation: operation.id,
@@ -228,9 +250,11 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
       };
       const before = await claimOrAnswer(claim);
       if (before !== null) {
+        await demandShowable(before, request);
         // It may show a value once more, so it is written down before it leaves.
         await audit.record({ action: 'idempotency.replay', outcome: 'success', actor: principal.actor, operation: operation.action });
-        return { ...before, headers: { ...before.headers, 'idempotency-replayed': 'true' } };
+        const { shown: _, ...reply } = before;
+        return { ...reply, headers: { ...reply.headers, 'idempotency-replayed': 'true' } };
       }
       let isCarriedOut = false;
       let answer: Answer;
@@ -245,7 +269,7 @@ export function createIdempotency({ sql, keys, audit, onFault, clock = systemClo
       }
       if (!isCarriedOut) onFault(new Error(`${operation.id} takes an Idempotency-Key, and records nothing in its transaction.`));
       // Whoever loses this answer and asks again is told that it is lost; the creation is not done twice.
-      await keep(claim, answer).catch(onFault);
+      await keep(claim, answer, { to: credentialOf(principal), atMs: clock.nowMs() }).catch(onFault);
       return answer;
     },
 
@@ -270,6 +294,13 @@ const RELEASED: Row = { id: '', fingerprint: '', claim_id: '', state: 'in_flight
 
 function inFlight(): HttpProblem {
   return new HttpProblem('idempotency_in_flight', 'Another request with this Idempotency-Key is being carried out: ask again in a moment.', { retryAfterSeconds: 1 });
+}
+
+function replyWithheld(): HttpProblem {
+  return new HttpProblem(
+    'idempotency_reply_withheld',
+    'This was carried out, and its answer shows a value that is shown once: again only for ten minutes, to the session or token that asked, and while it is good. To make another one, take a new key.',
+  );
 }
 
 function replyLost(): HttpProblem {

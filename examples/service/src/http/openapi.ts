@@ -47,7 +47,8 @@ function refusalsOf({ access, answers, problems = [], method, params, body, idem
     ...(params === undefined ? [] : (['not_found'] as const)),
     ...(typesOf(answers).length === 0 ? [] : (['not_acceptable'] as const)),
     ...(body === undefined ? [] : (['request_timeout', 'body_too_large', 'unsupported_media_type'] as const)),
-    ...(idempotent === true ? (['idempotency_in_flight', 'idempotency_reply_lost', 'idempotency_key_reused'] as const) : []),
+    ...(idempotent === undefined ? [] : (['idempotency_in_flight', 'idempotency_reply_lost', 'idempotency_key_reused'] as const)),
+    ...(typeof idempotent === 'object' ? (['idempotency_reply_withheld'] as const) : []),
     ...problems,
   ];
 }
@@ -65,7 +66,7 @@ function responsesOf(one: Operation): ZodOpenApiResponsesObject {
         'x-request-id': requestId,
         etag,
         ...(types.length > 0 && { 'content-disposition': z.string().optional() }),
-        ...(one.idempotent === true && { 'idempotency-replayed': z.literal('true').optional().describe('This was answered before, to the same Idempotency-Key.') }),
+        ...(one.idempotent !== undefined && { 'idempotency-replayed': z.literal('true').optional().describe('This was answered before, to the same Idempotency-Key.') }),
         ...headers?.shape,
       }),
       ...(Object.keys(content).length > 0 && { content }),
@@ -103,12 +104,12 @@ const idempotencyKey = z
   .string()
   .max(257)
   .optional()
-  .describe('Of your choice, a UUID is best: asking again with the same key, within a day, makes nothing twice and is answered as at first.');
+  .describe('Of your choice, a UUID is best: asking again with the same key, within a day, makes nothing twice and is answered as at first. A value that is shown once is shown again for ten minutes, to the same session or token, while it is good.');
 
 function headerParameters({ idempotent, problems = [] }: Operation): ZodObject | null {
   const ifMatch = z.string().describe('The ETag of the state that you have seen: another one meanwhile is a 412.');
   const shape = {
-    ...(idempotent === true && { 'Idempotency-Key': idempotencyKey }),
+    ...(idempotent !== undefined && { 'Idempotency-Key': idempotencyKey }),
     ...(problems.includes('precondition_failed') && { 'If-Match': problems.includes('precondition_required') ? ifMatch : ifMatch.optional() }),
   };
   return Object.keys(shape).length === 0 ? null : z.object(shape);

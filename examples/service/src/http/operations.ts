@@ -52,6 +52,14 @@ export interface Call<Params, Query, Body> {
   readonly response: Response;
 }
 
+/** Of an answer that shows a value once: what to ask before it is shown to who lost it on the way. */
+export interface ShownOnce {
+  /** The member of the answer's JSON that is the value. An answer without it shows none. */
+  readonly member: string;
+  /** Whether the value of `json`, an answer of before, still opens what it was made for: not used up, not revoked, not over. */
+  readonly isGood: (principal: Principal, json: Readonly<Record<string, unknown>>) => Promise<boolean>;
+}
+
 /** A schema that takes nothing. */
 const nothing = z.strictObject({});
 type Nothing = typeof nothing;
@@ -73,11 +81,12 @@ export interface OperationSpec<Params extends ZodObject, Query extends ZodObject
   readonly setsCookies?: true;
   /**
    * A creation, which an `Idempotency-Key` makes safe to ask for again. Its handler MUST write its audit entry with `recordIn`, in
-   * the transaction that creates; only a success is kept, and a refusal sets the key free.
+   * the transaction that creates; only a success is kept, and a refusal sets the key free. Where its answer shows a value that is shown
+   * once, it MUST say so here.
    */
-  readonly idempotent?: true;
+  readonly idempotent?: true | ShownOnce;
   /** What the settings may demand a fresh second factor for: 403 `step_up_required` until it was proven again. */
-  readonly stepUp?: StepUpAction;
+  readonly stepUp?: StepUpAction | ((principal: Principal, body: Infer<Body>) => StepUpAction | null);
   /** Also for a session in which a second factor is still lacking, and with it the right to do anything else. */
   readonly beforeSecondFactor?: boolean;
   /** A path whose parameters do not pass is the path of nothing: 404. */
@@ -166,7 +175,7 @@ function answering(one: Operation, { authenticate, demandStepUp, readJson, idemp
     if (one.access !== 'public') {
       await authenticate(request, { beforeSecondFactor: one.beforeSecondFactor === true });
       demandAccess(principalOf(request), one.access);
-      if (one.stepUp !== undefined) demandStepUp?.(principalOf(request), one.stepUp);
+      if (typeof one.stepUp === 'string') demandStepUp?.(principalOf(request), one.stepUp);
     }
     demandAcceptable(request, types);
     const ifMatch = ifMatchOf(request, one.problems);
@@ -178,7 +187,11 @@ function answering(one: Operation, { authenticate, demandStepUp, readJson, idemp
     const query = querySchema.parse(cursor === undefined ? given : { ...given, cursor: isList ? cursors.read(list, cursor) : cursor });
     const json = one.body === undefined ? undefined : await readJson(request);
     const body = one.body?.parse(json);
-    const idempotencyKey = one.idempotent === true ? readIdempotencyKey(request.headers['idempotency-key']) : null;
+    if (typeof one.stepUp === 'function') {
+      const wanted = one.stepUp(principalOf(request), body);
+      if (wanted !== null) demandStepUp?.(principalOf(request), wanted);
+    }
+    const idempotencyKey = one.idempotent !== undefined ? readIdempotencyKey(request.headers['idempotency-key']) : null;
     const call = {
       params: params.data,
       query,
@@ -192,7 +205,7 @@ function answering(one: Operation, { authenticate, demandStepUp, readJson, idemp
     };
     const work = (): Promise<Answer> => one.handle(call as unknown as Call<never, never, never>);
     const input = [request.params, request.query, json ?? null] as JsonValue[];
-    const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input }, work);
+    const answer = idempotencyKey === null ? await work() : await idempotency.once({ key: idempotencyKey, operation: one, principal: principalOf(request), input, ...(typeof one.idempotent === 'object' && { shownOnce: one.idempotent }) }, work);
     await send(request, response, isList ? withBoundCursor(answer, (next) => cursors.write(list, next)) : answer);
   };
 }

@@ -38,6 +38,7 @@ const STATUSES = {
   owner_required: [409, 'Owner required'],
   idempotency_in_flight: [409, 'Being carried out'],
   idempotency_reply_lost: [409, 'Answer lost'],
+  idempotency_reply_withheld: [409, 'Answer not shown again'],
   checkpoint_pending: [409, 'No checkpoint yet'],
   would_lock_out: [409, 'Would lock you out'],
   name_taken: [409, 'Name taken'],

@@ -5,7 +5,7 @@ import { systemClock } from '@keyguard/core/system';
 import type { SqlClient } from '@keyguard/storage-node/postgres';
 import type { StepUpAction } from '../auth/policy.ts';
 import type { Principal } from '../auth/principal.ts';
-import { operation, type Answer, type Operation } from '../http/operations.ts';
+import { operation, type Answer, type Operation, type ShownOnce } from '../http/operations.ts';
 import { pageJson, pageOf, pageRequest } from '../http/pagination.ts';
 import { HttpProblem } from '../http/problems.ts';
 import { envFiles } from './env-files.ts';
@@ -52,13 +52,25 @@ export function secretOperations({ sql, store, demandStepUp, clock = systemClock
     }
   };
   const files = envFiles({ sql, store, mayReveal });
+  // A value that was generated: while it is the one that counts, and the secret is there for the caller.
+  const generatedOnce: ShownOnce = {
+    member: 'value',
+    async isGood(principal, { id, current_version: version }) {
+      try {
+        return (await store.read(principal, id as string)).secret.currentVersion === version;
+      } catch (error) {
+        if (error instanceof HttpProblem) return false;
+        throw error;
+      }
+    },
+  };
 
   return [
     operation(
       {
         id: 'createSecret', action: 'secret.create', method: 'post', path: '/api/secrets', tag: TAG, access: 'secrets:create',
         summary: 'Store a secret',
-        idempotent: true,
+        idempotent: generatedOnce,
         body: createBody,
         answers: { 201: { description: 'Stored', json: storedSecret } },
         problems: ['not_found', 'name_taken'],
@@ -182,7 +194,7 @@ export function secretOperations({ sql, store, demandStepUp, clock = systemClock
       {
         id: 'addSecretVersion', action: 'secret.add_version', method: 'post', path: '/api/secrets/{id}/versions', tag: TAG, access: 'secrets:update',
         summary: 'Give a secret a new value',
-        idempotent: true,
+        idempotent: generatedOnce,
         description: 'Send the ETag that you have seen as If-Match, and nobody’s change is lost.',
         params: secretParams,
         body: versionBody,

@@ -48,6 +48,8 @@ export interface OpenedLink {
 export interface Links {
   /** Makes a link to the version that counts now; its token is in the answer, and nowhere else from then on. @throws HttpProblem */
   create(principal: Principal, secretId: string, link: NewLink): Promise<{ readonly share: Share; readonly token: string }>;
+  /** Whether a link of the caller's can be opened at least once more. */
+  isOpen(principal: Principal, shareId: string): Promise<boolean>;
   /** Uses up one view of what `token` (untrusted) opens. `null` for everything that opens nothing. */
   open(token: string, passphrase: string | null): Promise<OpenedLink | null>;
 }
@@ -219,6 +221,17 @@ export function createLinks({ sql, keys, audit, access, secrets, limits, clock =
         return rows[0]!;
       });
       return { share: (await shown([row]))[0]!, token };
+    },
+
+    async isOpen({ userId }, shareId) {
+      const { rows } = await asUser(sql, userId, (tx) =>
+        tx.query(
+          `SELECT 1 FROM keyguard.secret_shares
+            WHERE id = $1 AND created_by = $2 AND grantee_type = 'link' AND views < max_views AND revoked_at_ms IS NULL AND expires_at_ms > $3`,
+          [shareId, userId, clock.nowMs()],
+        ),
+      );
+      return rows.length > 0;
     },
 
     async open(token, passphrase) {

@@ -95,7 +95,7 @@ export function shareOperations({ shares, links, origin, openLimiter, addressLim
         id: 'createSecretLink', action: 'secret.create_link', method: 'post', path: '/api/secrets/{id}/links', tag: TAG, access: 'secrets:share',
         summary: 'Make a link with which somebody without an account reads a secret',
         description: 'It opens the version that counts now, also when there is a newer one later. How long and how often it may be opened is limited by the settings.',
-        idempotent: true,
+        idempotent: { member: 'token', isGood: (principal, { id }) => links.isOpen(principal, id as string) },
         stepUp: 'share',
         params: idParams,
         body: createLinkBody,

@@ -71,6 +71,7 @@ export function serviceAccountAuthentication(options: ServiceAccountAuthenticati
         userId: row.id,
         actor: `service_account:${row.id}`,
         isAdministrator: false,
+        tokenPrefix: prefix!,
         scopes: scopesIn(grant),
       };
     },

@@ -69,7 +69,8 @@ export function serviceAccountOperations({ accounts, clock }: ServiceAccountOper
     ),
     operation(
       {
-        id: 'createServiceAccount', action: 'service_account.create', method: 'post', path: '/api/service-accounts', tag: TAG, access: 'person', idempotent: true,
+        id: 'createServiceAccount', action: 'service_account.create', method: 'post', path: '/api/service-accounts', tag: TAG, access: 'person',
+        idempotent: { member: 'token', isGood: (principal, { id, token_prefix: prefix }) => accounts.countsBy(principal, id as string, prefix as string) },
         summary: 'Make a service account',
         description:
           'A service account is somebody of its own: it sees what it made, what is shared with it, and what its roles grant, within its scopes. It gets nothing of its maker’s, and never administers.',

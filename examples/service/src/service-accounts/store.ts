@@ -43,6 +43,8 @@ export interface ServiceAccounts {
   /** @throws HttpProblem `not_found` */
   get(principal: Principal, id: string): Promise<AccountRecord>;
   create(principal: Principal, account: NewAccount): Promise<WithToken>;
+  /** Whether the caller's account is there, and in use by the token of this prefix. */
+  countsBy(principal: Principal, id: string, tokenPrefix: string): Promise<boolean>;
   /** @throws HttpProblem `not_found`, `forbidden` for anybody but the owner, `precondition_failed` */
   update(principal: Principal, id: string, change: Partial<NewAccount>, ifMatch: readonly string[] | null): Promise<AccountRecord>;
   /**
@@ -175,6 +177,16 @@ export function createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock 
           ...entry('create', principal, grant), scopes: [...grant.scopes], ip_allowlist: ipAllowlist === null ? null : [...ipAllowlist], expires_at_ms: expiresAtMs,
         });
         return { account: await recordOf(rows[0]!), token: token.text };
+      }),
+
+    countsBy: (principal, id, tokenPrefix) =>
+      asUser(sql, principal.userId, async (tx) => {
+        const { rows } = await tx.query(
+          `SELECT 1 FROM keyguard.service_accounts
+            WHERE id = $1 AND owner_id = $2 AND token_prefix = $3 AND disabled_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > $4)`,
+          [id, principal.userId, tokenPrefix, clock.nowMs()],
+        );
+        return rows.length > 0;
       }),
 
     update: (principal, id, change, ifMatch) =>

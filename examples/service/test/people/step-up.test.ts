@@ -30,6 +30,8 @@ function demand(action: StepUpAction): void {
 it.each<readonly [string, string, object | undefined]>([
   ['POST', `/api/devices/${ID}/approve`, undefined],
   ['POST', '/api/enrollment-codes', { auto_approve: true }],
+  // What is left out is what its maker may grant.
+  ['POST', '/api/enrollment-codes', {}],
   ['PUT', `/api/users/${ID}/administrator`, undefined],
   ['POST', `/api/users/${ID}/roles`, { role_id: ID }],
   ['PATCH', `/api/roles/${ID}`, { description: 'more' }],
@@ -44,7 +46,7 @@ it.each<readonly [string, string, object | undefined]>([
 
 it('a code for a device that somebody will look at approves nothing', async () => {
   demand('approve');
-  expect((await stage.call('POST', '/api/enrollment-codes', { token: stage.admin.token, body: {} })).status).toBe(201);
+  expect((await stage.call('POST', '/api/enrollment-codes', { token: stage.admin.token, body: { auto_approve: false } })).status).toBe(201);
 });
 
 it.each(['approve', 'reveal', 'share'] as const)('a demand for %s is not taken away without a fresh proof', async (action) => {

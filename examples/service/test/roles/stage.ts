@@ -55,5 +55,5 @@ export function person(userId: string, isAdministrator = false): Person {
 }
 
 export function program(userId: string, scopes: readonly Permission[]): ServiceAccount {
-  return { kind: 'service_account', userId, actor: `service_account:${userId}`, isAdministrator: false, scopes: new Set(scopes) };
+  return { kind: 'service_account', userId, actor: `service_account:${userId}`, isAdministrator: false, tokenPrefix: 'prefix', scopes: new Set(scopes) };
 }
