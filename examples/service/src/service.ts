@@ -108,6 +108,7 @@ import { serviceAccountOperations } from './service-accounts/operations.ts';
 import { createServiceAccounts } from './service-accounts/store.ts';
 import { following } from './settings/limits.ts';
 import { followSettings } from './settings/live.ts';
+import { createQuotas } from './settings/quotas.ts';
 import type { SettingsDocument } from './settings/schema.ts';
 import { usageOperations, usageReport } from './usage/operations.ts';
 import { priceList } from './usage/prices.ts';
@@ -211,7 +212,8 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const decides = createAccess({ rowMacKey: keys.rowMacKey, clock });
   const access = overrides.access?.(decides) ?? decides;
   const grants = projectGrants(sql, keys.rowMacKey);
-  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, clock, onChanged: (id) => grants.forget(id) });
+  const quotas = createQuotas({ limits: () => settings.current().quotas, clock });
+  const projects = createProjects({ sql, rowMacKey: keys.rowMacKey, access, audit, quotas, clock, onChanged: (id) => grants.forget(id) });
   const administrators = postgresAdministrators(sql, { rowMacKey: keys.rowMacKey });
   const kekRotation = runKekRotation({ sql, prompt, keyring: keys.kek, tables: sealedTables(keys.deploymentId), audit, log });
   undo.push(() => kekRotation.stop());
@@ -323,7 +325,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   undo.push(() => proxy.close());
 
   const signInPolicy = overrides.signInPolicy ?? ((): SignInPolicy => policyOf(settings.current()));
-  const people = createPeople({ sql, keys, audit, administrators, clock, policy: signInPolicy, isSecure: origins[0].startsWith('https:') });
+  const people = createPeople({ sql, keys, audit, administrators, clock, policy: signInPolicy, quotas, isSecure: origins[0].startsWith('https:') });
   const auth = createAuth({ sql, keys, origins, policy: signInPolicy, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
@@ -362,7 +364,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     // Not waited for: whoever met it is in a transaction, and nothing was given out by it.
     audit.record(entry).catch(onFault);
   };
-  const secrets = createSecretStore({ sql, keys, audit, access, onTamperedShare, lives: () => settings.current().secrets });
+  const secrets = createSecretStore({ sql, keys, audit, access, onTamperedShare, lives: () => settings.current().secrets, quotas });
   const usage = usageReport(sql);
   const stepUp = (principal: Principal, action: StepUpAction): void => demandStepUp(principal, action, signInPolicy(), clock.nowMs());
   const operations: readonly Operation[] = [
@@ -371,19 +373,19 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
     ...sessionOperations({ sql, audit, ...people }),
     ...oidcOperations({ oidc, door, isSecure: origins[0].startsWith('https:'), oidcLimiter: limiter('oidc', OIDC_STEPS_PER_MINUTE), clock }),
     ...invitationOperations({ linkLimiter: limiter('link', LINK_TRIES_PER_MINUTE), clock, ...people }),
-    ...deviceOperations({ sql, keys, audit, access, projects, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
+    ...deviceOperations({ sql, keys, audit, access, projects, quotas, onChanged: (deviceId) => watch.note(deviceId), onShut: (deviceId) => proxy.endCallsOf(deviceId) }),
     ...apiKeyOperations({ apiKeys, usage, rotation: rotationSettings, clock }),
     ...roleOperations({ roles: createRoles({ sql, rowMacKey, audit, clock }), assignments, clock }),
     ...peopleOperations(createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut: shutDevice })),
     ...budgetOperations(createBudgets({ sql, rowMacKey, access, projects, audit, onChanged: () => standings.clear(), clock })),
     ...projectOperations({ sql, projects, assignments }),
-    ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }), clock }),
+    ...serviceAccountOperations({ accounts: createServiceAccounts({ sql, rowMacKey, hashToken, audit, quotas, clock }), clock }),
     ...usageOperations(usage),
     ...auditOperations({ sql, keys, audit, access, store, checkpoints, kept, macRotation }),
     ...secretOperations({ sql, store: secrets, demandStepUp: stepUp }),
     ...shareOperations({
-      shares: createShares({ sql, keys, audit, access, secrets }),
-      links: createLinks({ sql, keys, audit, access, secrets, limits: () => settings.current().links }),
+      shares: createShares({ sql, keys, audit, access, secrets, quotas }),
+      links: createLinks({ sql, keys, audit, access, secrets, limits: () => settings.current().links, quotas }),
       origin: origins[0],
       openLimiter: limiter('link', LINKS_OPENED_PER_MINUTE),
       addressLimiter: limiter('address', ADDRESSES_NAMED_PER_MINUTE),

@@ -65,7 +65,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
         description: 'No mail is sent. The token counts while you administer.',
         body: createBody,
         answers: { 201: { description: 'The invitation, with its token', json: invitation.extend({ token: shownOnce }).meta({ id: 'NewInvitation' }) } },
-        problems: ['account_exists'],
+        problems: ['account_exists', 'quota_exceeded'],
       },
       async ({ principal, body }) => {
         const made = await invitations.create(

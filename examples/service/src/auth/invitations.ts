@@ -13,6 +13,7 @@ import { asAuth, asUser } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
+import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { setPasswordIn } from './credentials.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
@@ -40,7 +41,7 @@ export interface NewInvitation {
 }
 
 export interface Invitations {
-  /** The token is shown this once. @throws HttpProblem `account_exists`, `invalid_request` for a role that is not there */
+  /** The token is shown this once. @throws HttpProblem `account_exists`, `quota_exceeded`, `invalid_request` for a role that is not there */
   create(invitation: NewInvitation, by: Person): Promise<{ readonly invitation: Invitation; readonly token: string }>;
   list(request: PageRequest): Promise<Page<Invitation>>;
   /** `null` where there is none that is still open. */
@@ -103,10 +104,11 @@ export interface InvitationsOptions {
   readonly sql: SqlClient;
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
+  readonly quotas?: Quotas;
   readonly clock?: Clock;
 }
 
-export function createInvitations({ sql, keys, audit, clock = systemClock }: InvitationsOptions): Invitations {
+export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock = systemClock }: InvitationsOptions): Invitations {
   const { rowMacKey } = keys;
   const links = oneTimeLinks({ table: 'invitations', prefix: 'kgi_' }, { hash: keys.hashToken, rowMacKey });
 
@@ -162,6 +164,7 @@ export function createInvitations({ sql, keys, audit, clock = systemClock }: Inv
       };
       const { macKeyId, mac } = await links.seal(fieldsOf({ ...draft, mac_key_id: '', mac: new Uint8Array() }));
       return asAuth(sql, async (tx) => {
+        await quotas.demandRoom(tx, by, 'invitations');
         const known = await tx.query('SELECT 1 FROM keyguard_auth.users WHERE email = $1', [email]);
         if (known.rows.length > 0) throw new HttpProblem('account_exists', 'There is somebody of this address already.');
         const roles = await asUser(tx, by.userId, (as) => as.query('SELECT 1 FROM keyguard.secret_roles WHERE id = ANY($1)', [draft.role_ids]));

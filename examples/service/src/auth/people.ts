@@ -3,6 +3,7 @@ import type { Clock } from '@keyguard/core/seams';
 import type { Administrators, SqlClient } from '@keyguard/storage-node/postgres';
 import type { AuditLog } from '../audit/log.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import type { Quotas } from '../settings/quotas.ts';
 import { createAttempts, type Attempts } from './attempts.ts';
 import { createCredentials, type Credentials } from './credentials.ts';
 import { createInvitations, type Invitations } from './invitations.ts';
@@ -36,12 +37,13 @@ export interface PeopleOptions {
   readonly audit: AuditLog;
   readonly administrators: Administrators;
   readonly policy: CurrentSignInPolicy;
+  readonly quotas: Quotas;
   /** Whether people reach the service by https. */
   readonly isSecure: boolean;
   readonly clock?: Clock;
 }
 
-export function createPeople({ sql, keys, audit, administrators, policy, isSecure, ...rest }: PeopleOptions): People {
+export function createPeople({ sql, keys, audit, administrators, policy, quotas, isSecure, ...rest }: PeopleOptions): People {
   const attempts = createAttempts({ sql, hash: keys.hashToken, ...rest });
   const limit = createTryLimit({ attempts, audit, pseudonym: keys.pseudonym, ...rest });
   const standings = createStandings({ sql, rowMacKey: keys.rowMacKey, policy, ...rest });
@@ -51,7 +53,7 @@ export function createPeople({ sql, keys, audit, administrators, policy, isSecur
     attempts,
     limit,
     sessions,
-    invitations: createInvitations({ sql, keys, audit, ...rest }),
+    invitations: createInvitations({ sql, keys, audit, quotas, ...rest }),
     passwordResets: createPasswordResets({ sql, keys, audit, attempts, ...rest }),
     async purge() {
       await attempts.purge();

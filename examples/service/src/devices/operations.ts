@@ -31,6 +31,7 @@ import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { shareProject } from '../projects/lock.ts';
 import type { Projects } from '../projects/store.ts';
 import type { ReachAccess } from '../roles/access.ts';
+import type { Quotas } from '../settings/quotas.ts';
 import { codeJson, createCodeBody, createRotationCodeBody, device, deviceJson, devicePageQuery, deviceTag, enrollmentCode, rotationCode, rotationCodeJson, updateDeviceBody, withCode } from './schema.ts';
 
 const TAG = 'Devices';
@@ -41,6 +42,7 @@ export interface DeviceOperationsOptions {
   readonly audit: AuditLog;
   readonly access: ReachAccess;
   readonly projects: Projects;
+  readonly quotas: Quotas;
   /** Told of every device that was changed, once that is durable and before it is acknowledged. */
   readonly onChanged: (deviceId: string) => void;
   /** Told, after that, of every device that may not call any more. */
@@ -51,7 +53,7 @@ export interface DeviceOperationsOptions {
 const MOVES: readonly DeviceMove[] = ['approve', 'suspend', 'resume', 'revoke'];
 
 /** `/api/enrollment-codes` and `/api/devices`. */
-export function deviceOperations({ sql, keys, audit, access, projects, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
+export function deviceOperations({ sql, keys, audit, access, projects, quotas, onChanged, onShut, clock = systemClock }: DeviceOperationsOptions): readonly Operation[] {
   const { rowMacKey } = keys;
   const directoryIn = (tx: SqlTransaction): DeviceDirectory => postgresDeviceDirectory(tx, { rowMacKey, clock });
   const codes = postgresEnrollmentCodes(sql, { rowMacKey, clock });
@@ -87,7 +89,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
       stepUp: (principal, body) => (approvesItself(principal, body) ? 'approve' : null),
       body: createCodeBody,
       answers: { 201: { description: 'The code, shown this once', json: withCode(enrollmentCode) } },
-      problems: ['not_found', 'project_archived'],
+      problems: ['not_found', 'project_archived', 'quota_exceeded'],
     },
     async ({ principal, body }) => {
       const { userId, actor, isAdministrator } = principal;
@@ -96,6 +98,7 @@ export function deviceOperations({ sql, keys, audit, access, projects, onChanged
       const code = generateEnrollmentCode(webCryptoRandom());
       const created = await asUser(sql, userId, async (tx) => {
         if (body.project_id !== DEFAULT_PROJECT_ID) await demandOpenProject(tx, principal, body.project_id);
+        await quotas.demandRoom(tx, principal, 'enrollment_codes');
         const made = await postgresEnrollmentCodes(tx, { rowMacKey, clock }).create({
           codeHash: hashEnrollmentCode(code)!,
           createdBy: userId,

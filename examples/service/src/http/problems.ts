@@ -50,6 +50,7 @@ const STATUSES = {
   last_administrator: [409, 'Last administrator'],
   project_archived: [409, 'Project archived'],
   project_in_use: [409, 'Project in use'],
+  quota_exceeded: [409, 'As many as one person may have'],
   not_intact: [409, 'Changed in the database'],
   not_exportable: [409, 'Has no such form'],
   secret_expired: [410, 'Secret expired'],

@@ -60,6 +60,7 @@ export function projectOperations({ sql, projects, assignments }: ProjectOperati
         summary: 'Make a project of one’s own',
         body: createBody,
         answers: { 201: { description: 'The project', json: project } },
+        problems: ['quota_exceeded'],
       },
       async ({ principal, body }) => ({ status: 201, ...answer(await projects.create(principal, body)) }),
     ),

@@ -13,6 +13,7 @@ import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { Reach, ReachAccess } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
+import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { lockProject } from './lock.ts';
 import { COLUMNS, projectMac, vouchedProject, type Project, type ProjectRow } from './rows.ts';
 
@@ -29,6 +30,7 @@ export interface Projects {
   list(principal: Principal, request: PageRequest): Promise<Page<Project>>;
   /** @throws HttpProblem `not_found` */
   get(principal: Principal, id: string): Promise<Project>;
+  /** @throws HttpProblem `quota_exceeded` */
   create(principal: Principal, project: { readonly name: string; readonly environment: string }): Promise<Project>;
   /** @throws HttpProblem `not_found`, `forbidden`, `project_archived`, `precondition_failed` */
   update(principal: Principal, id: string, change: ProjectChange, ifMatch: readonly string[] | null): Promise<Project>;
@@ -52,12 +54,13 @@ export interface ProjectsOptions {
   readonly rowMacKey: RowMacKey;
   readonly access: ReachAccess;
   readonly audit: AuditLog;
+  readonly quotas?: Quotas;
   readonly clock: Clock;
   /** Told of every project to which something was done that binds its devices, once that is durable and before it is acknowledged. */
   readonly onChanged: (projectId: string) => void;
 }
 
-export function createProjects({ sql, rowMacKey, access, audit, clock, onChanged }: ProjectsOptions): Projects {
+export function createProjects({ sql, rowMacKey, access, audit, quotas = NO_QUOTAS, clock, onChanged }: ProjectsOptions): Projects {
   const projectOf = (row: ProjectRow): Promise<Project> => vouchedProject(rowMacKey, row);
 
   async function demandIn(tx: SqlTransaction, principal: Principal, id: string, permission: Permission): Promise<Project> {
@@ -121,6 +124,7 @@ export function createProjects({ sql, rowMacKey, access, audit, clock, onChanged
 
     create: (principal, { name, environment }) =>
       asUser(sql, principal.userId, async (tx) => {
+        await quotas.demandRoom(tx, principal, 'projects');
         const made = { id: randomUUID(), ownerId: principal.userId, environment, archivedAtMs: null, allowedModels: null };
         const { rows } = await tx.query<ProjectRow>(
           `INSERT INTO keyguard.api_key_projects (id, owner_id, name, environment, created_at_ms, mac_key_id, mac)

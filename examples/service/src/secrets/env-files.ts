@@ -154,6 +154,8 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
     try {
       await asUser(sql, principal.userId, async (tx) => {
         await parts.demandProject(tx, principal, projectId);
+        const created = steps.filter(({ made: sealed }) => sealed !== null).length;
+        if (created > 0) await parts.demandRoom(tx, principal, created);
         const updates = steps.filter(({ outcome }) => outcome === 'updated').toSorted((a, b) => (a.before!.id < b.before!.id ? -1 : 1));
         // All locks before the audit log's: who takes them in another order waits for who waits for them.
         const made: SealedVersion[] = [];
@@ -166,7 +168,7 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
         }
         const via = { via: 'env_file' };
         for (const version of made) await parts.append(tx, principal, version, 'secret.add_version', via);
-        for (const { made: created } of steps) if (created !== null) await parts.insert(tx, principal, created, via);
+        for (const { made: sealed } of steps) if (sealed !== null) await parts.insert(tx, principal, sealed, via);
       });
       return true;
     } catch (error) {

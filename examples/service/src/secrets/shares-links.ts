@@ -18,6 +18,7 @@ import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
 import { scopesOf } from '../service-accounts/standing.ts';
+import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { shareFields, shareGrant, type ShareGrant } from './shares.ts';
 import { grantees } from './shares-grantees.ts';
 import { generateLinkToken, hashLinkToken } from './shares-link-token.ts';
@@ -62,6 +63,7 @@ export interface LinksOptions {
   readonly secrets: Pick<SecretStore, 'rows' | 'parts'>;
   /** What administrators have set. */
   readonly limits: () => { readonly max_life_s: number; readonly max_views: number };
+  readonly quotas?: Quotas;
   readonly clock?: Clock;
 }
 
@@ -83,7 +85,7 @@ const linkFields = (link: LinkGrant): readonly RowField[] => [...shareFields(lin
 
 type Refusal = 'changed' | 'revoked' | 'expired' | 'used_up' | 'too_many_tries' | 'no_longer_shared' | 'passphrase_missing' | 'passphrase_wrong';
 
-export function createLinks({ sql, keys, audit, access, secrets, limits, clock = systemClock }: LinksOptions): Links {
+export function createLinks({ sql, keys, audit, access, secrets, limits, quotas = NO_QUOTAS, clock = systemClock }: LinksOptions): Links {
   const { rowMacKey } = keys;
   const stands = stillStands(access);
   const shown = showShares(rowMacKey, grantees(sql));
@@ -182,6 +184,7 @@ export function createLinks({ sql, keys, audit, access, secrets, limits, clock =
       const row = await asUser(sql, principal.userId, async (tx) => {
         const { secret } = await secrets.rows.secretOf(tx, principal, secretId, 'secrets:share');
         await demandMayGive(tx, access, principal, secret, GRANTED);
+        await quotas.demandRoom(tx, principal, 'shares');
         const nowMs = clock.nowMs();
         const link: LinkGrant = {
           id: randomUUID(),

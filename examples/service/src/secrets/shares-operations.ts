@@ -43,7 +43,7 @@ export function shareOperations({ shares, links, origin, openLimiter, addressLim
         params: idParams,
         body: createShareBody,
         answers: { 201: { description: 'Shared', json: share } },
-        problems: ['not_found', 'grantee_not_found'],
+        problems: ['not_found', 'grantee_not_found', 'quota_exceeded'],
       },
       async ({ principal, params: { id }, body: { grantee, permission, expires_at: expiresAt } }) => {
         // The answer says whether there is such an account: so nobody goes through a list of addresses. Those that are there count too,
@@ -100,7 +100,7 @@ export function shareOperations({ shares, links, origin, openLimiter, addressLim
         params: idParams,
         body: createLinkBody,
         answers: { 201: { description: 'The link, shown this once', json: createdLink } },
-        problems: ['not_found'],
+        problems: ['not_found', 'quota_exceeded'],
       },
       async ({ principal, params: { id }, body: { max_views: maxViews, expires_in_s: expiresInSeconds, passphrase = null } }) => {
         const { share: made, token } = await links.create(principal, id, { maxViews, expiresInSeconds, passphrase });

@@ -14,6 +14,7 @@ import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
 import type { Permission } from '../roles/permissions.ts';
+import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { secretIn, SECRET_COLUMNS, type Secret, type SecretRow } from './rows.ts';
 import { countingShares, SHARE_COLUMNS, SHARES_TABLE, shareFields, shareGrant, shareMac, type ShareGrant, type ShareRow } from './shares.ts';
 import { grantees, type Grantee, type Grantees, type NamedGrantee } from './shares-grantees.ts';
@@ -73,6 +74,7 @@ export interface SharesStoreOptions {
   readonly audit: AuditLog;
   readonly access: Access;
   readonly secrets: Pick<SecretStore, 'rows'>;
+  readonly quotas?: Quotas;
   readonly clock?: Clock;
 }
 
@@ -123,7 +125,7 @@ export function showShares(rowMacKey: RowMacKey, people: Grantees): ShowShares {
   };
 }
 
-export function createShares({ sql, keys: { rowMacKey }, audit, access, secrets: { rows: secrets }, clock = systemClock }: SharesStoreOptions): Shares {
+export function createShares({ sql, keys: { rowMacKey }, audit, access, secrets: { rows: secrets }, quotas = NO_QUOTAS, clock = systemClock }: SharesStoreOptions): Shares {
   const people = grantees(sql);
   const shown = showShares(rowMacKey, people);
   const counting = countingShares({ rowMacKey, access, clock });
@@ -151,6 +153,8 @@ export function createShares({ sql, keys: { rowMacKey }, audit, access, secrets:
           AND (owner_id = $4 OR created_by = $4)`,
       [secret.id, grant.granteeType, grant.granteeId, principal.userId, nowMs],
     );
+    // What it takes the place of makes room for it.
+    await quotas.demandRoom(tx, principal, 'shares');
     const { rows } = await tx.query<StoredShareRow>(
       `INSERT INTO keyguard.secret_shares (id, subject_type, subject_id, owner_id, project_id, grantee_type, grantee_id, permissions,
         created_by, created_at_ms, expires_at_ms, mac_key_id, mac) VALUES ($1, 'secret', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)

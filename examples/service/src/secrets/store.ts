@@ -16,6 +16,7 @@ import { asUser } from '../db/as-user.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import type { Access } from '../roles/access.ts';
+import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { allowedExpiry, defaultExpiry, longestExpiry, UNLIMITED_LIVES, type SecretLives } from './lives.ts';
 import { newestSecrets } from './newest.ts';
 import { notIntact, sealedIn, secretMac, secretRows, versionPlace, type HeldSecret, type SealedRow, type Secret, type SecretRows } from './rows.ts';
@@ -110,6 +111,8 @@ export interface SecretStore {
     demandProject(tx: SqlTransaction, principal: Principal, projectId: string | null): Promise<void>;
     /** That a secret which has expired is changed by its owner alone. @throws HttpProblem `secret_expired` */
     demandCurrentOrOwn(principal: Principal, secret: Secret): void;
+    /** That the caller may have `adding` secrets more; to be asked before any is locked. @throws HttpProblem `quota_exceeded` */
+    demandRoom(tx: SqlTransaction, principal: Principal, adding: number): Promise<void>;
     sealNew(principal: Principal, secret: NewSecret): Promise<SealedVersion>;
     /** `value` as the next version of `secret`, or as one of those after it, where others are faster. */
     sealNext(secret: Secret, value: string, options: NextOptions): Promise<NextVersion>;
@@ -128,6 +131,7 @@ export interface SecretStoreOptions {
   readonly onTamperedShare?: OnTamperedShare;
   /** Asked for every secret that begins, and every end that somebody sets. Default: no limit. */
   readonly lives?: () => SecretLives;
+  readonly quotas?: Quotas;
   readonly clock?: Clock;
   readonly auditTimeoutMs?: number;
 }
@@ -162,7 +166,7 @@ function isNameTaken(error: unknown): boolean {
 }
 
 export function createSecretStore(options: SecretStoreOptions): SecretStore {
-  const { sql, keys, audit, access, onTamperedShare, lives = (): SecretLives => UNLIMITED_LIVES, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
+  const { sql, keys, audit, access, onTamperedShare, lives = (): SecretLives => UNLIMITED_LIVES, quotas = NO_QUOTAS, clock = systemClock, auditTimeoutMs = AUDIT_TIMEOUT_MS } = options;
   const { rowMacKey } = keys;
   const primitives = nodeVaultPrimitives();
   const rows = secretRows({ access, rowMacKey, clock, ...(onTamperedShare !== undefined && { onTamperedShare }) });
@@ -232,6 +236,8 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
     },
 
     demandCurrentOrOwn: (principal, secret) => demandCurrentOrOwn(secret, principal, clock.nowMs()),
+
+    demandRoom: (tx, principal, adding) => quotas.demandRoom(tx, principal, 'secrets', adding),
 
     async sealNew(principal, { name, type, value, tags, projectId, expiresAtMs }) {
       const examined = examine(type, value);
@@ -372,6 +378,7 @@ export function createSecretStore(options: SecretStoreOptions): SecretStore {
       return asUser(sql, principal.userId, async (tx) => {
         await parts.demandProject(tx, principal, secret.projectId);
         const permissions = await access.permissionsOn(tx, principal, { ownerId: principal.userId, projectId: secret.projectId, shared: [] });
+        await parts.demandRoom(tx, principal, 1);
         await parts.insert(tx, principal, made);
         return { secret: made.secret, permissions, intact: true };
       });

@@ -76,6 +76,7 @@ export function serviceAccountOperations({ accounts, clock }: ServiceAccountOper
           'A service account is somebody of its own: it sees what it made, what is shared with it, and what its roles grant, within its scopes. It gets nothing of its maker’s, and never administers.',
         body: createBody,
         answers: { 201: { description: 'The account, with its token, shown this once', json: withToken } },
+        problems: ['quota_exceeded'],
       },
       async ({ principal, body }) => {
         const account: NewAccount = { name: body.name, scopes: body.scopes, ipAllowlist: body.ip_allowlist, expiresAtMs: msOf(body.expires_at) };

@@ -12,6 +12,7 @@ import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { KeyedHash } from '../keys/hierarchy.ts';
 import { PERMISSION_NAMES, type Permission } from '../roles/permissions.ts';
+import type { Quotas } from '../settings/quotas.ts';
 import { accountMac, COLUMNS, grantOf, isAccountIntact, SEAM, TABLE, timeOf, type AccountRow, type ServiceAccountGrant } from './rows.ts';
 import { generateToken, hashOf } from './tokens.ts';
 
@@ -42,6 +43,7 @@ export interface ServiceAccounts {
   list(principal: Principal, request: PageRequest): Promise<Page<AccountRecord>>;
   /** @throws HttpProblem `not_found` */
   get(principal: Principal, id: string): Promise<AccountRecord>;
+  /** @throws HttpProblem `quota_exceeded` */
   create(principal: Principal, account: NewAccount): Promise<WithToken>;
   /** Whether the caller's account is there, and in use by the token of this prefix. */
   countsBy(principal: Principal, id: string, tokenPrefix: string): Promise<boolean>;
@@ -65,10 +67,11 @@ export interface ServiceAccountsOptions {
   readonly rowMacKey: RowMacKey;
   readonly hashToken: KeyedHash;
   readonly audit: AuditLog;
+  readonly quotas: Quotas;
   readonly clock: Clock;
 }
 
-export function createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock }: ServiceAccountsOptions): ServiceAccounts {
+export function createServiceAccounts({ sql, rowMacKey, hashToken, audit, quotas, clock }: ServiceAccountsOptions): ServiceAccounts {
   async function recordOf(row: AccountRow): Promise<AccountRecord> {
     const { tokenHash: _hash, previous, ...grant } = grantOf(row);
     return {
@@ -154,6 +157,7 @@ export function createServiceAccounts({ sql, rowMacKey, hashToken, audit, clock 
 
     create: (principal, { name, scopes, ipAllowlist, expiresAtMs }) =>
       asUser(sql, principal.userId, async (tx) => {
+        await quotas.demandRoom(tx, principal, 'service_accounts');
         const token = generateToken();
         const grant: ServiceAccountGrant = {
           id: randomUUID(),

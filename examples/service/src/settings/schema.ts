@@ -12,6 +12,8 @@ const MAX_RANGES = 200;
 const STEP_UP_ACTIONS = ['reveal', 'share', 'approve'] as const;
 export type StepUpAction = (typeof STEP_UP_ACTIONS)[number];
 
+// With what their service accounts have; 0 for none.
+const quota = z.int().min(0).max(1_000_000);
 const lifeDays = z.int().min(1).max(3650).nullable();
 
 const GROUPS = {
@@ -49,6 +51,14 @@ const GROUPS = {
     enrollments_per_minute: z.int().min(1).max(100_000).describe('Tries to enroll, by address.'),
     sign_in_tries_per_minute: z.int().min(1).max(1000).describe('Tries to sign in, by address.'),
   }),
+  quotas: z.strictObject({
+    service_accounts: quota.describe('How many service accounts one person may have.'),
+    projects: quota.describe('How many projects one person may have that are not archived.'),
+    enrollment_codes: quota.describe('How many enrollment codes of one person may be good at the same time.'),
+    invitations: quota.describe('How many invitations of one person may be open at the same time.'),
+    shares: quota.describe('How many shares and one-time links of one person may count at the same time.'),
+    secrets: quota.describe('How many secrets one person may have.'),
+  }),
   secrets: z.strictObject({
     default_life_days: lifeDays.describe('When a new secret expires for which nothing else is said; null for never.'),
     max_life_days: lifeDays.describe('The longest life that a secret may be given; null for any.'),
@@ -80,6 +90,7 @@ const overrides = z.strictObject({
   rotation: GROUPS.rotation.partial().optional(),
   network: GROUPS.network.partial().optional(),
   limits: GROUPS.limits.partial().optional(),
+  quotas: GROUPS.quotas.partial().optional(),
   secrets: GROUPS.secrets.partial().optional(),
   links: GROUPS.links.partial().optional(),
   audit: GROUPS.audit.partial().optional(),
@@ -140,6 +151,7 @@ export function defaultDocument({ requestsPerMinute, enrollmentsPerMinute }: Set
       enrollments_per_minute: enrollmentsPerMinute,
       sign_in_tries_per_minute: 10,
     },
+    quotas: { service_accounts: 100, projects: 100, enrollment_codes: 200, invitations: 200, shares: 2000, secrets: 10_000 },
     secrets: { default_life_days: null, max_life_days: null },
     links: { max_life_s: 7 * DAY_SECONDS, max_views: 10 },
     audit: { refusals_per_minute: 60, refusals_then_one_in: 1 },
