@@ -142,12 +142,27 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
     await refused(admin(['users', 'grant', 'nobody@example.com', 'viewer']), 'There is nobody with the address nobody@example.com.');
     await said(admin(['users', 'promote', ADA.email]), 'administers now.');
     await refused(admin(['users', 'disable', ADA.email]), 'This person administers');
-    await said(admin(['users', 'demote', ADA.email]), 'administers no longer.');
+    await refused(admin(['users', 'demote', ADA.email]), 'the operator takes it away on the host (keyguard administrators remove)');
+    await said(ada(['users', 'demote', ADA.email]), 'administers no longer.');
     await said(admin(['users', 'disable', ADA.email]), 'is out.');
     await refused(ada(['devices', 'list']), 'Your session has ended');
     await said(admin(['users', 'list', '--email', 'ada']), /Ada +disabled/);
     await said(admin(['users', 'enable', ADA.email]), 'may sign in again');
     await said(ada(['login', '--email', ADA.email], `${ADA.password}\n`), 'Signed in');
+  });
+
+  it('asks two administrators where there are two, and says so', async () => {
+    await said(admin(['users', 'promote', ADA.email]), 'administers now.');
+    const invited = await json(admin, 'invite', 'third@example.com', '--administrator');
+    const come = (): Promise<Ran> => admin(['accept', '--name', 'Third'], `${invited.token}\n`, { KEYGUARD_PASSWORD: ADA.password });
+    await refused(come(), 'A second administrator must approve this invitation first');
+    await refused(admin(['invitations', 'approve', invited.id]), 'Another administrator than the one who made it');
+    await said(ada(['invitations', 'list']), /third@example\.com +yes/);
+    await said(ada(['invitations', 'approve', invited.id]), 'Approved: third@example.com');
+    await said(come(), 'Welcome.');
+    await said(admin(['users', 'demote', 'third@example.com']), /Written down, until [\s\S]*users demote third@example\.com/);
+    await said(ada(['users', 'demote', 'third@example.com']), 'administers no longer.');
+    await said(ada(['users', 'demote', ADA.email]), 'administers no longer.');
   });
 
   it('makes and ends projects, and programs with their tokens', async () => {
@@ -228,7 +243,17 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
   it('verifies the stopped service, where no other process has it', async () => {
     const offline = (): Promise<Ran> => admin(['audit', 'verify', '--offline', deployment.folder], '', { ...deployment.environment });
     await refused(offline(), /in use|is running|another KeyGuard/);
+    await refused(admin(['administrators', 'list', '--folder', deployment.folder], '', { ...deployment.environment }), /in use|is running|another KeyGuard/);
     expect(await service.stop()).toBe(0);
+    // The way out where one of two is gone.
+    const onHost = (...args: readonly string[]): Promise<Ran> => admin(['administrators', ...args, '--folder', deployment.folder], '', { ...deployment.environment });
+    await refused(onHost('add', 'nobody@example.com'), 'There is nobody with the address');
+    await said(onHost('add', ADA.email), 'administers once the service is started');
+    await refused(onHost('add', ADA.email), 'administers already');
+    await said(onHost('list'), /ada@example\.com +\S+ +administers/);
+    await said(onHost('remove', ADA.email, '--yes'), 'administers no longer');
+    await refused(onHost('remove', ADA.email, '--yes'), 'does not administer');
+    await refused(onHost('remove', ADMIN.email, '--yes'), 'Somebody must administer');
     await said(offline(), /Verifying with the checkpoints in[\s\S]*The log is intact\./);
     writeFileSync(join(deployment.folder, 'data', 'checkpoints', 'checkpoints.jsonl'), '');
     await said(offline(), 'There are no checkpoints in');

@@ -26,7 +26,7 @@ const token = z.string().min(1).max(100);
 const acceptBody = z.strictObject({ token, password: newPassword, name: z.string().trim().min(1).max(100) });
 const acceptResetBody = z.strictObject({
   token,
-  second_token: token.optional().describe('Of another administrator; needed where there are two beside the person.'),
+  second_token: token.optional().describe('Of another administrator; needed where two administer.'),
   password: newPassword,
 });
 
@@ -42,6 +42,8 @@ const invitation = z
     accepted_at: time.nullable(),
     accepted_user_id: z.string().nullable(),
     revoked_at: time.nullable(),
+    approved_by: z.string().nullable().describe('The second administrator, who stands for it as well.'),
+    approved_at: time.nullable(),
   })
   .meta({ id: 'Invitation' });
 
@@ -62,7 +64,8 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
         id: 'createInvitation', action: 'invitation.create', method: 'post', path: '/api/invitations', tag: TAG, access: 'administrator',
         stepUp: 'approve', idempotent: { member: 'token', isGood: (_principal, { token: shown }) => invitations.isOpen(shown as string) },
         summary: 'Invite somebody; hand over the token yourself',
-        description: 'No mail is sent. The token counts while you administer.',
+        description:
+          'No mail is sent. The token counts while you administer. Where two administer, one that makes an administrator or lets somebody reveal or share secrets counts once another one has approved it.',
         body: createBody,
         answers: { 201: { description: 'The invitation, with its token', json: invitation.extend({ token: shownOnce }).meta({ id: 'NewInvitation' }) } },
         problems: ['account_exists', 'quota_exceeded'],
@@ -88,6 +91,22 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
 
     operation(
       {
+        id: 'approveInvitation', action: 'invitation.approve', method: 'post', path: '/api/invitations/{id}/approve', tag: TAG, access: 'administrator',
+        stepUp: 'approve',
+        summary: 'Stand for an invitation of another administrator, as the second one',
+        params: idParams,
+        answers: { 200: { description: 'Approved', json: invitation } },
+        problems: ['not_found', 'four_eyes_required'],
+      },
+      async ({ principal, params }) => {
+        const approved = await invitations.approve(params.id, personOf(principal));
+        if (approved === null) throw notFound();
+        return { json: invitationJson(approved) };
+      },
+    ),
+
+    operation(
+      {
         id: 'revokeInvitation', action: 'invitation.revoke', method: 'post', path: '/api/invitations/{id}/revoke', tag: TAG, access: 'administrator',
         summary: 'Make an invitation worthless',
         params: idParams,
@@ -107,7 +126,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
         summary: 'Come in with the token of an invitation, and set a password',
         body: acceptBody,
         answers: { 201: { description: 'The person, who can sign in now', json: z.object({ user_id: z.string(), email: z.string() }) } },
-        problems: ['link_invalid', 'account_exists'],
+        problems: ['link_invalid', 'account_exists', 'four_eyes_required'],
       },
       async ({ body, request }) => {
         await limitTries(linkLimiter, request.ip, clock.nowMs());
@@ -139,7 +158,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
       {
         id: 'acceptPasswordReset', action: 'password_reset.accept', method: 'post', path: '/api/password-resets/accept', tag: TAG, access: 'public',
         summary: 'Set a new password with a token, and end all sessions',
-        description: 'Where there are two administrators beside the person it takes a token of each of two: no administrator becomes somebody else alone.',
+        description: 'Where two administer it takes a token of each of two: no administrator becomes somebody else alone, nor one of two the other.',
         body: acceptResetBody,
         answers: { 204: { description: 'The new password counts' } },
         problems: ['link_invalid', 'four_eyes_required'],
@@ -165,5 +184,7 @@ function invitationJson(one: Invitation): z.infer<typeof invitation> {
     accepted_at: timeJson(one.acceptedAtMs),
     accepted_user_id: one.acceptedUserId,
     revoked_at: timeJson(one.revokedAtMs),
+    approved_by: one.approvedBy,
+    approved_at: timeJson(one.approvedAtMs),
   };
 }

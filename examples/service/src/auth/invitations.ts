@@ -15,6 +15,7 @@ import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
 import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { setPasswordIn } from './credentials.ts';
+import { invitationApprovals } from './invitation-approvals.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
@@ -30,6 +31,9 @@ export interface Invitation {
   readonly acceptedAtMs: number | null;
   readonly acceptedUserId: string | null;
   readonly revokedAtMs: number | null;
+  /** The second administrator, who stands for it as well. */
+  readonly approvedBy: string | null;
+  readonly approvedAtMs: number | null;
 }
 
 export interface NewInvitation {
@@ -44,9 +48,17 @@ export interface Invitations {
   /** The token is shown this once. @throws HttpProblem `account_exists`, `quota_exceeded`, `invalid_request` for a role that is not there */
   create(invitation: NewInvitation, by: Person): Promise<{ readonly invitation: Invitation; readonly token: string }>;
   list(request: PageRequest): Promise<Page<Invitation>>;
+  /**
+   * A second administrator stands for it. `null` where there is none that is still open.
+   * @throws HttpProblem `four_eyes_required` for who made it
+   */
+  approve(id: string, by: Person): Promise<Invitation | null>;
   /** `null` where there is none that is still open. */
   revoke(id: string, by: Person): Promise<Invitation | null>;
-  /** Makes the person; one winner, whatever races. @throws HttpProblem `link_invalid`, `account_exists` */
+  /**
+   * Makes the person; one winner, whatever races.
+   * @throws HttpProblem `link_invalid`, `account_exists`, and `four_eyes_required` where it gives power, two administer, and one has made it
+   */
   accept(token: string, person: { readonly password: string; readonly name: string }): Promise<{ readonly userId: string; readonly email: string }>;
   /**
    * In the caller's transaction: uses up an open invitation of an address that somebody else has proven, and gives what it gives to
@@ -73,10 +85,14 @@ interface Row {
   accepted_at_ms: unknown;
   accepted_user_id: string | null;
   revoked_at_ms: unknown;
+  approved_by: string | null;
+  approved_at_ms: unknown;
+  approval_mac_key_id: string | null;
+  approval_mac: Uint8Array | null;
 }
 
 const COLUMNS = `id, token_hash, email, role_ids, is_administrator, invited_by, created_at_ms, expires_at_ms, mac_key_id, mac, accepted_at_ms,
-  accepted_user_id, revoked_at_ms`;
+  accepted_user_id, revoked_at_ms, approved_by, approved_at_ms, approval_mac_key_id, approval_mac`;
 const OPEN = 'accepted_at_ms IS NULL AND revoked_at_ms IS NULL AND expires_at_ms > $2';
 
 const msOrNull = (value: unknown): number | null => (value === null ? null : Number(value));
@@ -93,6 +109,8 @@ function invitationOf(row: Row): Invitation {
     acceptedAtMs: msOrNull(row.accepted_at_ms),
     acceptedUserId: row.accepted_user_id,
     revokedAtMs: msOrNull(row.revoked_at_ms),
+    approvedBy: row.approved_by,
+    approvedAtMs: msOrNull(row.approved_at_ms),
   };
 }
 
@@ -111,6 +129,7 @@ export interface InvitationsOptions {
 export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock = systemClock }: InvitationsOptions): Invitations {
   const { rowMacKey } = keys;
   const links = oneTimeLinks({ table: 'invitations', prefix: 'kgi_' }, { hash: keys.hashToken, rowMacKey });
+  const approvals = invitationApprovals({ rowMacKey, clock });
 
   /** An open invitation that gives what it says, or `null`. */
   async function openIn(tx: SqlTransaction, column: 'token_hash' | 'email', value: string): Promise<Row | null> {
@@ -125,8 +144,9 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
     return (await postgresAdministrators(tx, { rowMacKey, clock }).has(row.invited_by)) ? row : null;
   }
 
-  /** `false` where somebody else was first. */
+  /** `false` where somebody else was first. @throws HttpProblem `four_eyes_required` */
   async function claimIn(tx: SqlTransaction, row: Row, userId: string): Promise<boolean> {
+    await approvals.demandIn(tx, row);
     const { rows } = await tx.query(
       `UPDATE keyguard_auth.invitations SET accepted_at_ms = $2, accepted_user_id = $3 WHERE id = $1 AND ${OPEN} RETURNING id`,
       [row.id, clock.nowMs(), userId],
@@ -161,6 +181,7 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
       const draft = {
         id: randomUUID(), token_hash: tokenHash, email, role_ids: [...new Set(roleIds)].toSorted(), is_administrator: isAdministrator, invited_by: by.userId,
         created_at_ms: nowMs, expires_at_ms: nowMs + expiresInSeconds * 1000, accepted_at_ms: null, accepted_user_id: null, revoked_at_ms: null,
+        approved_by: null, approved_at_ms: null, approval_mac_key_id: null, approval_mac: null,
       };
       const { macKeyId, mac } = await links.seal(fieldsOf({ ...draft, mac_key_id: '', mac: new Uint8Array() }));
       return asAuth(sql, async (tx) => {
@@ -193,6 +214,28 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
         ),
       );
       return pageOf(rows, limit, (row) => [Number(row.created_at_ms), row.id], invitationOf);
+    },
+
+    approve(id, by) {
+      return asAuth(sql, async (tx) => {
+        const { rows } = await tx.query<Row>(`SELECT ${COLUMNS} FROM keyguard_auth.invitations WHERE id = $1 AND ${OPEN} FOR UPDATE`, [id, clock.nowMs()]);
+        const row = rows[0];
+        if (row === undefined) return null;
+        if (row.invited_by === by.userId) throw new HttpProblem('four_eyes_required', 'Another administrator than the one who made it approves an invitation.');
+        await links.demandIntact(fieldsOf(row), { macKeyId: row.mac_key_id, mac: row.mac });
+        if (await approvals.isApprovedIn(tx, row)) return invitationOf(row);
+        const nowMs = clock.nowMs();
+        const { macKeyId, mac } = await approvals.seal(row, by.userId, nowMs);
+        const { rows: approved } = await tx.query<Row>(
+          `UPDATE keyguard_auth.invitations SET approved_by = $2, approved_at_ms = $3, approval_mac_key_id = $4, approval_mac = $5 WHERE id = $1 RETURNING ${COLUMNS}`,
+          [id, by.userId, nowMs, macKeyId, mac],
+        );
+        await audit.recordIn(tx, {
+          action: 'invitation.approve', outcome: 'success', actor: by.actor, resource: `invitation:${id}`, invited_by: row.invited_by,
+          role_ids: [...row.role_ids], is_administrator: row.is_administrator,
+        });
+        return invitationOf(approved[0]!);
+      });
     },
 
     revoke(id, by) {

@@ -56,7 +56,7 @@ export function oidcOperations({ oidc, door, isSecure, oidcLimiter, clock }: Oid
         summary: 'Come back from the provider, with a session',
         query: z.looseObject({ state: z.string().max(500).optional(), code: z.string().max(4096).optional(), iss: z.string().max(500).optional(), error: z.string().max(200).optional() }),
         answers: { 303: { description: 'Signed in; to the start page' } },
-        problems: ['oidc_refused', 'not_found'],
+        problems: ['oidc_refused', 'not_found', 'four_eyes_required'],
       },
       async ({ request, response }) => {
         const provider = demandOidc();

@@ -1,7 +1,7 @@
 /**
  * A new password for who forgot the old one: an administrator makes a one-time token and hands it over. Whoever uses it ends all
- * sessions of the account; its second factor stays. Where there are two administrators beside that person it takes a token of each of
- * two, so that nobody becomes somebody else alone.
+ * sessions of the account; its second factor stays. Where there are two administrators it takes a token of each of two, so that nobody
+ * becomes somebody else alone; and of two administrators none becomes the other one.
  */
 import { randomUUID } from 'node:crypto';
 import type { Clock } from '@keyguard/core/seams';
@@ -11,6 +11,7 @@ import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { areTwo } from '../roles/four-eyes.ts';
 import { accountOf, type Attempts } from './attempts.ts';
 import { setPasswordIn } from './credentials.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
@@ -54,21 +55,11 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
 
   const administratorsIn = (tx: SqlTransaction): ReturnType<typeof postgresAdministrators> => postgresAdministrators(tx, { rowMacKey: keys.rowMacKey, clock });
 
-  /** Whether there are two who could each make a token for this person. */
-  async function needsTwo(tx: SqlTransaction, userId: string): Promise<boolean> {
-    const { rows } = await tx.query<{ user_id: string }>(
-      `SELECT a.user_id FROM keyguard.administrators a
-        WHERE a.user_id <> $1 AND NOT EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = a.user_id) LIMIT 2`,
-      [userId],
-    );
-    return rows.length === 2;
-  }
-
   /** The row of each token, where they let this password be set; `null` where not. */
   async function allowedIn(tx: SqlTransaction, tokenHash: string, secondHash: string | null): Promise<readonly [Row, ...Row[]] | null> {
     const first = await openIn(tx, tokenHash);
     if (first === null) return null;
-    if (!(await needsTwo(tx, first.user_id))) return [first];
+    if (!(await areTwo(tx))) return [first];
     if (secondHash === null) throw new HttpProblem('four_eyes_required', 'This takes a second token as well, of another administrator: send it as second_token.');
     const second = await openIn(tx, secondHash);
     return second !== null && second.user_id === first.user_id && second.created_by !== first.created_by ? [first, second] : null;

@@ -65,7 +65,8 @@ function addUsers(users: Command, { api, show, path, duration, wholeNumber }: Ac
       .action(async (who: string) => {
         const server = api();
         const changed = await server.sendSigned(method, path('users', await subjectId(server, who), last), method === 'POST' ? {} : undefined);
-        show(changed, () => done(String(changed['email'])));
+        // Where two must ask for it, the first one is told so.
+        show(changed, () => ('requested_by' in changed ? `Written down, until ${when(changed['expires_at'])}. Another administrator must run the same:  ${COMMAND} users ${name} ${who}` : done(String(changed['email']))));
       });
   };
   change('disable', 'let a person in no longer: sessions, devices and programs stop at once', 'POST', 'disable', (email) => `${email} is out.`);

@@ -6,6 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { explain } from '../explanation.ts';
 import { addAccess } from './access.ts';
 import { COMMAND, createApi, originOf, SessionEndedError, type Api, type Json } from './api.ts';
+import { addAdministratorCommands } from './administrators.ts';
 import { addAuditCommands } from './audit.ts';
 import { addBackupCommands } from './backup-commands.ts';
 import { addBudgetCommands } from './budgets.ts';
@@ -289,6 +290,7 @@ addProviderKeys(keys, { api, show, path, text, duration, wholeNumber });
 addBudgetCommands(program, { api, show, path, wholeNumber });
 addPeopleCommands(program, { api, show, duration, askNewPassword });
 addBackupCommands(program, { show });
+addAdministratorCommands(program, { show });
 
 addAccess(program, { api, show, path, duration, wholeNumber });
 addAuditCommands(program, { api, show, text, wholeNumber });

@@ -11,7 +11,7 @@ import { CommandError } from './terminal.ts';
 
 // Where the service starts by `npx -y pnpm@12.21.0 start`.
 const PACKAGE = fileURLToPath(new URL('../../', import.meta.url));
-const OURS: ReadonlySet<string> = new Set(['ConfigError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError', 'NotMigratedError', 'BackupError']);
+const OURS: ReadonlySet<string> = new Set(['ConfigError', 'UsageError', 'UnavailableError', 'FolderInUseError', 'FolderUnsafeError', 'RootInUseError', 'NotMigratedError', 'BackupError', 'HostError']);
 
 /** Errors of ours in words, as a {@link CommandError}; all others as they are. */
 export async function inWords<T>(work: () => Promise<T>): Promise<T> {

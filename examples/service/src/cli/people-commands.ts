@@ -26,6 +26,30 @@ export function addPeopleCommands(program: Command, { api, show, duration, askNe
       show(made, () => `${String(made['token'])}\n\nFor ${String(made['email'])}, until ${when(made['expires_at'])}. It is not shown again. They run  ${COMMAND} accept`);
     });
 
+  const invitations = program.command('invitations').description('who was invited, and has not come in yet');
+
+  invitations
+    .command('list')
+    .description('list invitations, newest first')
+    .action(async () => {
+      const rows = await api().list('/api/invitations', 200);
+      show(rows, () =>
+        table(
+          ['ID', 'E-MAIL', 'ADMINISTERS', 'UNTIL', 'ACCEPTED', 'REVOKED', 'APPROVED'],
+          rows.map((row) => [text(row['id']), text(row['email']), row['is_administrator'] === true ? 'yes' : 'no', when(row['expires_at']), when(row['accepted_at']), when(row['revoked_at']), when(row['approved_at'])]),
+        ),
+      );
+    });
+
+  invitations
+    .command('approve')
+    .description('stand for an invitation of another administrator, as the second one')
+    .argument('<id>')
+    .action(async (id: string) => {
+      const approved = await api().sendSigned('POST', `/api/invitations/${encodeURIComponent(id)}/approve`, {});
+      show(approved, () => `Approved: ${String(approved['email'])} can come in by it.`);
+    });
+
   program
     .command('accept')
     .description('come in with the token of an invitation, which is asked for or read from a pipe')

@@ -1,11 +1,12 @@
 /** `/api/users`: the people of this deployment. Administrators see and change all; everybody else sees themself. */
 import * as z from 'zod';
 import { operation, type Operation } from '../http/operations.ts';
-import { pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
+import { idParams, pageJson, pageOf, pageQuery, pageRequest, time, timeJson } from '../http/pagination.ts';
 import type { ProblemCode } from '../http/problems.ts';
 import type { StepUpAction } from '../auth/policy.ts';
 import type { Principal } from '../auth/principal.ts';
 import { subjectParams } from '../roles/operations.ts';
+import type { AdministratorRequest } from './second-voice.ts';
 import type { PeopleDirectory, PersonRecord } from './store.ts';
 
 const TAG = 'People';
@@ -26,6 +27,17 @@ const user = z
   })
   .meta({ id: 'Person' });
 
+const administratorRequest = z
+  .object({
+    id: z.uuid(),
+    kind: z.enum(['make', 'unmake']).describe('Whether the person shall administer, or no longer.'),
+    user_id: z.string(),
+    requested_by: z.string(),
+    requested_at: time,
+    expires_at: time.describe('Until when another administrator can ask for the same, which makes it happen.'),
+  })
+  .meta({ id: 'AdministratorRequest' });
+
 export function peopleOperations(people: PeopleDirectory): readonly Operation[] {
   const change = (
     spec: { readonly id: string; readonly action: string; readonly method: 'post' | 'put' | 'delete'; readonly path: `/${string}`; readonly summary: string; readonly description?: string; readonly stepUp?: StepUpAction; readonly problems: readonly ProblemCode[] },
@@ -34,6 +46,24 @@ export function peopleOperations(people: PeopleDirectory): readonly Operation[] 
     operation(
       { ...spec, tag: TAG, access: 'administrator', params: subjectParams, answers: { 200: { description: 'The person as they are now', json: user } } },
       async ({ principal, params }) => ({ json: userJson(await act(principal, params.id)) }),
+    );
+
+  const ofAdministrators = (
+    spec: { readonly id: string; readonly action: string; readonly method: 'put' | 'delete'; readonly summary: string; readonly description: string; readonly problems: readonly ProblemCode[] },
+    act: (principal: Principal, id: string) => Promise<PersonRecord | AdministratorRequest>,
+  ): Operation =>
+    operation(
+      {
+        ...spec, path: '/api/users/{id}/administrator', tag: TAG, access: 'administrator', stepUp: 'approve', params: subjectParams,
+        answers: {
+          200: { description: 'The person as they are now', json: user },
+          202: { description: 'Written down: it happens when another administrator asks for the same', json: administratorRequest },
+        },
+      },
+      async ({ principal, params }) => {
+        const outcome = await act(principal, params.id);
+        return 'subjectId' in outcome ? { status: 202, json: requestJson(outcome) } : { json: userJson(outcome) };
+      },
     );
 
   return [
@@ -64,24 +94,45 @@ export function peopleOperations(people: PeopleDirectory): readonly Operation[] 
       },
       async ({ principal, params }) => ({ json: userJson(await people.get(principal, params.id)) }),
     ),
-    change(
+    ofAdministrators(
       {
-        id: 'makeAdministrator', action: 'user.make_administrator', method: 'put', path: '/api/users/{id}/administrator',
-        stepUp: 'approve',
-        summary: 'Make a person an administrator',
+        id: 'makeAdministrator', action: 'user.make_administrator', method: 'put',
+        summary: 'Make a person an administrator; where two administer, both must ask for it',
         description: 'Administrators manage people, roles, devices and provider keys. They read no secret that is not shared with them.',
         problems: ['not_found', 'illegal_transition'],
       },
       (principal, id) => people.makeAdministrator(principal, id),
     ),
-    change(
+    ofAdministrators(
       {
-        id: 'unmakeAdministrator', action: 'user.unmake_administrator', method: 'delete', path: '/api/users/{id}/administrator',
-        summary: 'Let a person administer no longer',
-        description: 'One administrator is always left.',
-        problems: ['not_found', 'last_administrator'],
+        id: 'unmakeAdministrator', action: 'user.unmake_administrator', method: 'delete',
+        summary: 'Let a person administer no longer; of somebody else, two must ask for it',
+        description: 'One administrator is always left. Where there is no third one who could agree, the operator does it on the host.',
+        problems: ['not_found', 'last_administrator', 'four_eyes_required'],
       },
       (principal, id) => people.unmakeAdministrator(principal, id),
+    ),
+    operation(
+      {
+        id: 'listAdministratorRequests', action: 'user.list_administrator_requests', method: 'get', path: '/api/administrator-requests', tag: TAG, access: 'administrator',
+        summary: 'List what one administrator has asked for and a second one has not yet, newest first',
+        query: pageQuery,
+        answers: { 200: { description: 'A page', json: pageOf(administratorRequest) } },
+      },
+      async ({ query }) => ({ json: pageJson(await people.listRequests(pageRequest(query)), requestJson) }),
+    ),
+    operation(
+      {
+        id: 'withdrawAdministratorRequest', action: 'user.withdraw_administrator_request', method: 'delete', path: '/api/administrator-requests/{id}', tag: TAG, access: 'administrator',
+        summary: 'Take back what you have asked for',
+        params: idParams,
+        answers: { 204: { description: 'Taken back' } },
+        problems: ['not_found'],
+      },
+      async ({ principal, params }) => {
+        await people.withdrawRequest(principal, params.id);
+        return {};
+      },
     ),
     change(
       {
@@ -103,6 +154,17 @@ export function peopleOperations(people: PeopleDirectory): readonly Operation[] 
       (principal, id) => people.enable(principal, id),
     ),
   ];
+}
+
+function requestJson(one: AdministratorRequest): z.infer<typeof administratorRequest> {
+  return {
+    id: one.id,
+    kind: one.kind,
+    user_id: one.subjectId,
+    requested_by: one.requestedBy,
+    requested_at: timeJson(one.requestedAtMs),
+    expires_at: timeJson(one.expiresAtMs),
+  };
 }
 
 function userJson(one: PersonRecord): z.infer<typeof user> {

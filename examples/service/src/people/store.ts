@@ -9,6 +9,8 @@ import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
 import { asAuth, asUser } from '../db/as-user.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
+import { areTwo, lockAdministrators } from '../roles/four-eyes.ts';
+import { secondVoice, type AdministratorRequest, type RequestKind } from './second-voice.ts';
 
 export interface PersonRecord {
   readonly id: string;
@@ -26,10 +28,21 @@ export interface PeopleDirectory {
   list(request: PageRequest & { readonly emailPrefix: string | null }): Promise<Page<PersonRecord>>;
   /** @throws HttpProblem `not_found` for anybody else than oneself, but to administrators */
   get(principal: Principal, id: string): Promise<PersonRecord>;
-  /** @throws HttpProblem `not_found`, `illegal_transition` for who is disabled */
-  makeAdministrator(principal: Principal, id: string): Promise<PersonRecord>;
-  /** @throws HttpProblem `not_found`, `last_administrator`: one is always left, whatever races */
-  unmakeAdministrator(principal: Principal, id: string): Promise<PersonRecord>;
+  /**
+   * Where two administer, once a second one has asked for it as well; until then, what waits for that one.
+   * @throws HttpProblem `not_found`, `illegal_transition` for who is disabled
+   */
+  makeAdministrator(principal: Principal, id: string): Promise<PersonRecord | AdministratorRequest>;
+  /**
+   * Likewise; but everybody gives it up for themself alone.
+   * @throws HttpProblem `not_found`, `last_administrator`: one is always left, whatever races; `four_eyes_required` where there is no third
+   *   one who could agree
+   */
+  unmakeAdministrator(principal: Principal, id: string): Promise<PersonRecord | AdministratorRequest>;
+  /** What waits for a second administrator. The caller MUST be one. */
+  listRequests(request: PageRequest): Promise<Page<AdministratorRequest>>;
+  /** Takes back what the caller has asked for. @throws HttpProblem `not_found` */
+  withdrawRequest(principal: Principal, id: string): Promise<void>;
   /**
    * Ends all sessions, shuts the devices, revokes the enrollment codes; what sign-in answers from then on is what it answers to a
    * wrong password. The tokens of the person's service accounts are refused meanwhile.
@@ -63,6 +76,8 @@ const SELECT = `SELECT u.id, u.email, u.name, ${CREATED} AS created_at_ms, a.use
   FROM keyguard_auth.users u LEFT JOIN keyguard.administrators a ON a.user_id = u.id LEFT JOIN keyguard.disabled_people d ON d.user_id = u.id`;
 
 export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceShut }: PeopleDirectoryOptions): PeopleDirectory {
+  const voice = secondVoice({ rowMacKey, clock });
+
   async function personOf(tx: SqlTransaction, row: PersonRow): Promise<PersonRecord> {
     let isAdministrator = false;
     let intact = true;
@@ -91,19 +106,30 @@ export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceSh
 
   /** The person, with nobody else deciding at this moment who administers and who is disabled. */
   async function lockedIn(tx: SqlTransaction, by: Principal, id: string): Promise<PersonRecord> {
-    await tx.query(`SELECT pg_advisory_xact_lock(hashtextextended('keyguard.administrators', 0))`);
+    await lockAdministrators(tx);
     // Whoever was an administrator when this request began may be none any more.
     if (!(await postgresAdministrators(tx, { rowMacKey }).has(by.userId))) throw new HttpProblem('forbidden', 'Only an administrator may do this.');
     return readIn(tx, id);
   }
 
-  /** Whether somebody else administers by a row that bears its MAC. */
-  async function isAnotherLeft(tx: SqlTransaction, id: string): Promise<boolean> {
-    const { rows } = await tx.query<{ user_id: string }>('SELECT user_id FROM keyguard.administrators WHERE user_id <> $1', [id]);
+  /** Whether somebody beside these administers by a row that bears its MAC. */
+  async function isAnotherLeft(tx: SqlTransaction, ids: readonly string[]): Promise<boolean> {
+    const { rows } = await tx.query<{ user_id: string }>('SELECT user_id FROM keyguard.administrators WHERE user_id <> ALL ($1)', [ids]);
     for (const { user_id: other } of rows) {
       if ((await readIn(tx, other).catch(ignoreMissing))?.isAdministrator === true) return true;
     }
     return false;
+  }
+
+  /** Who has asked for it before the caller; or what the caller has asked for now, and waits for a second one. */
+  async function secondIn(tx: SqlTransaction, principal: Principal, kind: RequestKind, id: string): Promise<string | AdministratorRequest> {
+    const heard = await voice.heardIn(tx, kind, id, principal.userId);
+    if (heard !== null) return heard;
+    const request = await voice.askIn(tx, kind, id, principal.userId);
+    await audit.recordIn(tx, {
+      action: `user.request_${kind}_administrator`, outcome: 'success', actor: principal.actor, resource: `user:${id}`, administrator_request: request.id, expires_at_ms: request.expiresAtMs,
+    });
+    return request;
   }
 
   async function shutDevicesIn(tx: SqlTransaction, by: Principal, ownerId: string): Promise<readonly string[]> {
@@ -154,12 +180,15 @@ export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceSh
         const person = await lockedIn(tx, principal, id);
         if (person.isAdministrator) return person;
         if (person.disabledAtMs !== null) throw new HttpProblem('illegal_transition', 'Who is disabled cannot administer: enable this person first.');
+        const second = (await areTwo(tx)) ? await secondIn(tx, principal, 'make', id) : null;
+        if (second !== null && typeof second !== 'string') return second;
         const administrators = postgresAdministrators(tx, { rowMacKey, clock });
         // A row that nobody vouches for would stand in the way of the true one.
         if (!person.intact) await administrators.revoke(id);
         await administrators.grant(id, { grantedBy: principal.userId });
         const made = await readIn(tx, id);
-        await audit.recordIn(tx, { action: 'user.make_administrator', outcome: 'success', actor: principal.actor, resource: `user:${id}` });
+        await voice.settleIn(tx, id);
+        await audit.recordIn(tx, { action: 'user.make_administrator', outcome: 'success', actor: principal.actor, resource: `user:${id}`, requested_by: second });
         return made;
       }),
 
@@ -167,13 +196,32 @@ export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceSh
       asAuth(sql, async (tx) => {
         const person = await lockedIn(tx, principal, id);
         if (!person.isAdministrator && person.intact) return person;
-        if (person.isAdministrator && !(await isAnotherLeft(tx, id))) {
+        if (person.isAdministrator && !(await isAnotherLeft(tx, [id]))) {
           throw new HttpProblem('last_administrator', 'Somebody must administer: make another person an administrator first.');
         }
+        // To give it up is one's own to decide; and a row that nobody vouches for makes nobody an administrator.
+        const isOwn = id === principal.userId;
+        if (person.isAdministrator && !isOwn && !(await isAnotherLeft(tx, [id, principal.userId]))) {
+          throw new HttpProblem('four_eyes_required', 'There is no third administrator who could agree: they give it up themself, or the operator takes it away on the host (keyguard administrators remove).');
+        }
+        const second = person.isAdministrator && !isOwn ? await secondIn(tx, principal, 'unmake', id) : null;
+        if (second !== null && typeof second !== 'string') return second;
         await postgresAdministrators(tx, { rowMacKey, clock }).revoke(id);
         const unmade = await readIn(tx, id);
-        await audit.recordIn(tx, { action: 'user.unmake_administrator', outcome: 'success', actor: principal.actor, resource: `user:${id}` });
+        await voice.settleIn(tx, id);
+        await audit.recordIn(tx, { action: 'user.unmake_administrator', outcome: 'success', actor: principal.actor, resource: `user:${id}`, requested_by: second });
         return unmade;
+      }),
+
+    listRequests: (request) => asAuth(sql, (tx) => voice.listIn(tx, request)),
+
+    withdrawRequest: (principal, id) =>
+      asAuth(sql, async (tx) => {
+        const withdrawn = await voice.withdrawIn(tx, id, principal.userId);
+        if (withdrawn === null) throw notFound();
+        await audit.recordIn(tx, {
+          action: 'user.withdraw_administrator_request', outcome: 'success', actor: principal.actor, resource: `user:${withdrawn.subjectId}`, kind: withdrawn.kind, administrator_request: id,
+        });
       }),
 
     async disable(principal, id) {

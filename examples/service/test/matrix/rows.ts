@@ -95,6 +95,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
   createInvitation: { call: () => ({ body: { email: `guest-${Math.random().toString(36).slice(2)}@example.com` } }), answers: administrators(201) },
   listInvitations: { answers: administrators(200) },
   revokeInvitation: { call: () => ({ params: { id: '00000000-0000-4000-8000-000000000000' } }), answers: administrators(404) },
+  approveInvitation: { call: nobody, answers: administrators(404) },
   acceptInvitation: { call: () => ({ body: { token: 'kgi_x', password: 'a long and quiet password', name: 'X' } }), answers: all(403) },
   createPasswordReset: { call: ({ people }) => ({ params: { id: people.owner.userId }, body: {} }), answers: administrators(201) },
   acceptPasswordReset: { call: () => ({ body: { token: 'kgr_x', password: 'a long and quiet password' } }), answers: all(403) },
@@ -212,6 +213,8 @@ export const ROWS: Readonly<Record<string, Row>> = {
   // Of nobody: the others are needed as they are.
   makeAdministrator: { call: nobody, answers: administrators(404) },
   unmakeAdministrator: { call: nobody, answers: administrators(404) },
+  listAdministratorRequests: { answers: administrators(200) },
+  withdrawAdministratorRequest: { call: nobody, answers: administrators(404) },
   disableUser: { call: nobody, answers: administrators(404) },
   enableUser: { call: nobody, answers: administrators(404) },
 

@@ -33,6 +33,8 @@ it.each<readonly [string, string, object | undefined]>([
   // What is left out is what its maker may grant.
   ['POST', '/api/enrollment-codes', {}],
   ['PUT', `/api/users/${ID}/administrator`, undefined],
+  ['DELETE', `/api/users/${ID}/administrator`, undefined],
+  ['POST', `/api/invitations/${ID}/approve`, undefined],
   ['POST', `/api/users/${ID}/roles`, { role_id: ID }],
   ['PATCH', `/api/roles/${ID}`, { description: 'more' }],
   ['POST', '/api/invitations', { email: 'puppet@example.com', is_administrator: true }],
