@@ -102,6 +102,15 @@ describe.each(backends())('a session on %s', (_title, open) => {
     expect([await statusesOf(here), await statusesOf(there), await statusesOf(now)]).toEqual([ENDED, ENDED, LIVES]);
   });
 
+  it('is half a sign-in once the password of somebody with a second factor was changed', async () => {
+    const bob = await stage.newPerson('bob');
+    const { token } = await setUpFactor(stage, bob.token);
+    const changed = await stage.call('POST', '/api/auth/change-password', { token, body: { current_password: PASSWORD, new_password: PASSWORD } });
+    const now = bearerOf(changed);
+    expect((await stage.call('GET', '/api/users/me', { token })).status).toBe(401);
+    expect((await stage.call('GET', '/api/users/me', { token: now })).json.code).toBe('second_factor_required');
+  });
+
   it.each(['bearer', 'cookie', 'jwt'] as const)('ends by its %s, whole, and on record', async (by) => {
     const [here, there] = [await known(await stage.signIn(ada.email)), await known(await stage.signIn(ada.email))];
     const way = by === 'cookie' ? { headers: { cookie: here.cookie, origin: stage.origin() } } : { token: here[by] };
