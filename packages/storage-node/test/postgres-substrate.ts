@@ -12,6 +12,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Pool } from 'pg';
 import { grantRolesTo, migrate, pgClient, pgliteClient, pgliteParsers, type SqlScriptClient } from '../src/postgres.ts';
+import { embeddedImages, type Images } from './embedded-images.ts';
 
 export interface Database {
   /** Migrates. */
@@ -199,7 +200,6 @@ export async function postgresSubstrate(running?: OwnServer): Promise<Substrate>
 }
 
 export async function pgliteSubstrate(): Promise<Substrate> {
-  let migrated: Blob | undefined;
   function on(db: PGlite): Database {
     const client = pgliteClient(db);
     const close = async (): Promise<void> => {
@@ -207,20 +207,12 @@ export async function pgliteSubstrate(): Promise<Substrate> {
     };
     return { owner: client, app: client, peer: client, intruder: client, appUrl: null, cut: close, close };
   }
-  const create = async (): Promise<Database> => on(await PGlite.create({ parsers: pgliteParsers }));
+  const load = async (kind: keyof Images): Promise<Database> => on(await PGlite.create({ loadDataDir: new Blob([(await embeddedImages())[kind]]), parsers: pgliteParsers }));
   return {
     title: 'PGlite',
     isEmbedded: true,
-    create,
-    async open(): Promise<Database> {
-      if (migrated === undefined) {
-        const db = await PGlite.create();
-        await migrate(pgliteClient(db));
-        migrated = await db.dumpDataDir('none');
-        await db.close();
-      }
-      return on(await PGlite.create({ loadDataDir: migrated, parsers: pgliteParsers }));
-    },
+    create: () => load('empty'),
+    open: () => load('migrated'),
     stop: async () => {},
   };
 }

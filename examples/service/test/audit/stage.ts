@@ -76,9 +76,9 @@ interface Opened {
 }
 
 async function embedded(): Promise<Opened> {
-  const { database, remove } = await migratedDatabase();
+  const database = await migratedDatabase();
   const sql = pgliteClient(database);
-  return { sql, superuser: sql, close: remove };
+  return { sql, superuser: sql, close: () => database.close() };
 }
 
 async function onPostgres(): Promise<Opened> {

@@ -119,7 +119,6 @@ describe('an Idempotency-Key', () => {
 describe('a claim', () => {
   const PRINCIPAL: Person = { kind: 'person', userId: 'owner', actor: 'user:owner', sessionId: 's', isAdministrator: false, secondFactor: { isSetUp: false, provenAtMs: null } };
   let database: PGlite;
-  let remove: () => Promise<void>;
   let sql: SqlClient;
   let audit: AuditLog;
   let idempotency: Idempotency;
@@ -127,7 +126,7 @@ describe('a claim', () => {
   const clock = { now: Date.now(), nowMs: (): number => clock.now };
 
   beforeAll(async () => {
-    ({ database, remove } = await migratedDatabase());
+    database = await migratedDatabase();
     sql = pgliteClient(database);
     // Replies are sealed under a key that is in use, and under no other.
     await asJobs(sql, (tx) =>
@@ -142,7 +141,7 @@ describe('a claim', () => {
     audit = auditLog(sql, keys);
     idempotency = createIdempotency({ sql, keys, audit, clock, onFault: (error) => faults.push(error) });
   }, 120_000);
-  afterAll(() => remove());
+  afterAll(() => database.close());
 
   let carriedOut = 0;
   /** What a handler does: something slow, then one transaction with its entry in it. */

@@ -15,10 +15,10 @@ export interface Stage {
 }
 
 export async function openStage(): Promise<Stage> {
-  const { database, remove } = await migratedDatabase();
+  const database = await migratedDatabase();
   const sql = pgliteClient(database);
   const clock = { now: Date.now(), nowMs: (): number => clock.now };
-  return { sql, rowMacKey: nodeMacKey({ keyId: 'row-mac-1', key: randomBytes(32) }), clock, close: remove };
+  return { sql, rowMacKey: nodeMacKey({ keyId: 'row-mac-1', key: randomBytes(32) }), clock, close: () => database.close() };
 }
 
 export async function addRole({ sql, rowMacKey, clock }: Stage, name: string, permissions: readonly Permission[]): Promise<string> {
