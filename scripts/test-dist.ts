@@ -2,9 +2,10 @@
  * What only the built packages can show: they build, publish cleanly, carry right types, import on every Node at hand, and an
  * application bundles no more than it uses. Run by `pnpm test:dist`; prints one line per check and fails if one does.
  */
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import { build } from 'esbuild';
 
@@ -29,6 +30,11 @@ function run(command: string, args: string[], cwd = root): string {
   return execFileSync(command, args, { cwd, encoding: 'utf8', stdio: 'pipe' });
 }
 
+/** A tool of this workspace, beside others that run at the same time. */
+async function runBeside(tool: string, args: string[], cwd = root): Promise<string> {
+  return (await promisify(execFile)(join(root, 'node_modules/.bin', tool), args, { cwd, encoding: 'utf8', maxBuffer: 2 ** 26 })).stdout;
+}
+
 interface Manifest {
   readonly name: string;
   readonly publishConfig: { readonly exports: Record<string, { readonly types: string; readonly default: string }> };
@@ -36,26 +42,28 @@ interface Manifest {
 
 const manifest = (name: string): Manifest => JSON.parse(readFileSync(join(root, 'packages', name, 'package.json'), 'utf8')) as Manifest;
 
+// At the same time: none reads what another one builds.
+await Promise.all(packages.map((name) => check(`${name}: builds`, async () => void (await runBeside('tsup', [], join(root, 'packages', name))))));
 for (const name of packages) {
-  const folder = join(root, 'packages', name);
-  const { publishConfig } = manifest(name);
-  await check(`${name}: builds`, () => void run('pnpm', ['run', 'build'], folder));
   await check(`${name}: every exported file exists`, () => {
-    const files = Object.values(publishConfig.exports).flatMap(({ types, default: code }) => [types, code]);
-    const missing = files.filter((file) => !existsSync(join(folder, file)));
+    const files = Object.values(manifest(name).publishConfig.exports).flatMap(({ types, default: code }) => [types, code]);
+    const missing = files.filter((file) => !existsSync(join(root, 'packages', name, file)));
     if (missing.length > 0) throw new Error(missing.join(', '));
     return `${files.length} files`;
   });
 }
-for (const name of packages) {
-  const folder = join(root, 'packages', name);
-  await check(`${name}: publint`, () => void run('pnpm', ['exec', 'publint', '--strict', folder]));
-  // Only what is published: a package may have subpaths for this workspace alone.
-  const entries = Object.keys(manifest(name).publishConfig.exports);
-  await check(`${name}: are the types wrong`, () =>
-    void run('pnpm', ['exec', 'attw', '--pack', folder, '--profile', 'esm-only', '--entrypoints', ...entries]),
-  );
-}
+const published = Promise.all(
+  packages.flatMap((name) => {
+    const folder = join(root, 'packages', name);
+    return [
+      check(`${name}: publint`, async () => void (await runBeside('publint', ['--strict', folder]))),
+      check(`${name}: are the types wrong`, async () => {
+        // Only what is published: a package may have subpaths for this workspace alone.
+        await runBeside('attw', ['--pack', folder, '--profile', 'esm-only', '--entrypoints', ...Object.keys(manifest(name).publishConfig.exports)]);
+      }),
+    ];
+  }),
+);
 
 // Plain Node, no TypeScript, no condition: what an application gets.
 const nodes = new Map<string, string>();
@@ -78,9 +86,9 @@ for (const [version, path] of nodes) {
 }
 
 // As outside this workspace: neither its configuration nor its condition. That package runs inside Vitest, and nowhere else.
-await check('the suites run over an adapter, as built', () => {
+const judged = check('the suites run over an adapter, as built', async () => {
   const adapter = join(root, 'examples/adapter-sqlite');
-  const output = run('pnpm', ['exec', 'vitest', 'run', '--root', adapter, '--reporter=default', '--reporter=@keyguard/conformance/reporter'], adapter);
+  const output = await runBeside('vitest', ['run', '--root', adapter, '--reporter=default', '--reporter=@keyguard/conformance/reporter'], adapter);
   const row = output.split('\n').find((line) => line.includes('| sqliteReplayStore |'));
   if (row === undefined || row.includes('—') || row.includes('✗')) throw new Error(output);
   return row;
@@ -153,22 +161,23 @@ await check('importing the signer brings nothing of the other rooms', async () =
   }
 });
 
-await check('the API documentation builds without a warning, a page for each export', () => {
+await check('the API documentation builds without a warning, a page for each export', async () => {
   // Warnings are errors there.
-  run('pnpm', ['run', 'docs']);
+  await runBeside('typedoc', []);
   let pages = 0;
   for (const name of packages) {
-    const { name: published, publishConfig } = manifest(name);
+    const { name: specifier, publishConfig } = manifest(name);
     const subpaths = Object.keys(publishConfig.exports);
     for (const subpath of subpaths) {
       const page = subpaths.length === 1 ? '' : `.${subpath.slice(2)}`;
-      const file = join(root, 'docs-out/modules', `${published.replace('@', '_').replace('/', '_')}${page}.html`);
-      if (!existsSync(file)) throw new Error(`${published}${subpath.slice(1)} has no page: its export lacks the condition "typedoc".`);
+      const file = join(root, 'docs-out/modules', `${specifier.replace('@', '_').replace('/', '_')}${page}.html`);
+      if (!existsSync(file)) throw new Error(`${specifier}${subpath.slice(1)} has no page: its export lacks the condition "typedoc".`);
       pages += 1;
     }
   }
   return `${pages} pages`;
 });
 
+await Promise.all([published, judged]);
 console.log(`\ndist: ${passed} passed, ${failures.length} failed`);
 process.exitCode = failures.length === 0 ? 0 : 1;
