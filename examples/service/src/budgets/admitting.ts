@@ -32,15 +32,17 @@ interface Expectation extends Amount {
 }
 
 export function admitting({ sql, standings, prices, clock, onFault }: AdmittingOptions): Admit {
-  /** `null` where money is counted and the provider has no prices at all. */
-  function expectationOf({ provider, rest, expectedInput: inputTokens, body }: AskedCall, bound: readonly Standing[]): Expectation | null {
+  /** What is expected of a call; or why none can be told, where tokens or money are counted. */
+  function expectationOf({ provider, rest, spending, expectedInput: inputTokens, body }: AskedCall, bound: readonly Standing[]): Expectation | 'price_unknown' | 'usage_untold' {
     const isCounted = bound.some(({ budget }) => budget.maxTokens !== null || budget.maxCostMicros !== null);
     // Nothing need be looked at where requests alone are counted.
     if (!isCounted || inputTokens === null) return { asked: NOTHING_ASKED, tokens: 0, costMicros: 0 };
     const asked = provider.asks(rest, parsed(textOf(body)));
+    // Whatever it is charged with would stay as it is, and it may use a thousand times as much.
+    if (spending === 'elsewhere' || asked.isInBackground) return 'usage_untold';
     const output = asked.maxOutputTokens ?? USUAL_OUTPUT_TOKENS;
     const cost = prices.atMost(provider.name, asked.model, { input: inputTokens, output });
-    if (cost === null && bound.some(({ budget }) => budget.maxCostMicros !== null)) return null;
+    if (cost === null && bound.some(({ budget }) => budget.maxCostMicros !== null)) return 'price_unknown';
     return { asked, tokens: inputTokens + output, costMicros: cost?.micros ?? 0 };
   }
 
@@ -68,7 +70,8 @@ export function admitting({ sql, standings, prices, clock, onFault }: AdmittingO
     if (bound.length === 0) return null;
     const nowMs = clock.nowMs();
     const expectation = expectationOf(call, bound);
-    if (expectation === null) return { refusedBy: 'price_unknown', message: UNPRICED, retryAtMs: null, limits: [] };
+    if (expectation === 'usage_untold') return { refusedBy: expectation, retryAtMs: null, limits: [] };
+    if (expectation === 'price_unknown') return { refusedBy: expectation, message: UNPRICED, retryAtMs: null, limits: [] };
     const result = await charge(sql, call.callId, bound, expectation, nowMs);
     if (!Array.isArray(result)) {
       const exhausted = result as Exhausted;
@@ -82,7 +85,7 @@ export function admitting({ sql, standings, prices, clock, onFault }: AdmittingO
   };
 }
 
-const NOTHING_ASKED: Asked = { model: null, maxOutputTokens: null };
+const NOTHING_ASKED: Asked = { model: null, maxOutputTokens: null, isInBackground: false };
 const NO_CHARGE: Charge = { tokens: 0, costMicros: 0, isEstimated: false };
 // The provider was not reached, or did nothing.
 const FREE: ReadonlySet<string> = new Set(['upstream_unreachable', 'upstream_redirect', 'upstream_key_refused', 'internal_error']);

@@ -4,7 +4,7 @@
 import type { Device } from '@keyguard/core/seams';
 import type { CallEnding } from './forward.ts';
 import type { LimitState } from './limit-fields.ts';
-import type { Provider } from './provider.ts';
+import type { Provider, Spending } from './provider.ts';
 
 /** A call that is about to be sent. */
 export interface AskedCall {
@@ -13,6 +13,7 @@ export interface AskedCall {
   readonly provider: Provider;
   /** As in {@link Provider.asks}. */
   readonly rest: string;
+  readonly spending: Spending;
   /** What its input probably is; `null` for a call that uses no tokens. */
   readonly expectedInput: number | null;
   /** Signed, and otherwise untrusted. */
@@ -40,8 +41,9 @@ export interface Allowance {
 
 /** A call that there is no room for. */
 export interface NoAllowance {
-  readonly refusedBy: 'budget_exceeded' | 'price_unknown';
-  readonly message: string;
+  readonly refusedBy: 'budget_exceeded' | 'price_unknown' | 'usage_untold';
+  /** Where it can be said more exactly than in the table of failures. */
+  readonly message?: string;
   /** When there may be; Unix milliseconds. */
   readonly retryAtMs: number | null;
   readonly limits: readonly LimitState[];

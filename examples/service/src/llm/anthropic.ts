@@ -6,7 +6,7 @@
 import type { Failure } from './failures.ts';
 import { count, member, parsed, text } from './metering.ts';
 import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
-import type { Asked, Meter, Provider } from './provider.ts';
+import type { Asked, Meter, Provider, Spending } from './provider.ts';
 
 const PREFIX = '/proxy/anthropic/';
 
@@ -26,7 +26,14 @@ function errorBody({ status, code, message }: Failure): string {
 }
 
 function asks(_rest: string, body: unknown): Asked {
-  return { model: text(member(body, 'model')), maxOutputTokens: count(member(body, 'max_tokens')) ?? count(member(body, 'max_tokens_to_sample')) };
+  return { model: text(member(body, 'model')), maxOutputTokens: count(member(body, 'max_tokens')) ?? count(member(body, 'max_tokens_to_sample')), isInBackground: false };
+}
+
+const FREE = /^v1\/(?:messages\/count_tokens|files|messages\/batches\/[^/]+\/cancel)$/;
+
+function spends(rest: string): Spending {
+  if (rest === 'v1/messages' || rest === 'v1/complete') return 'here';
+  return FREE.test(rest) ? 'none' : 'elsewhere';
 }
 
 /** Messages, streamed or whole; whatever else is asked for is not metered by tokens. */
@@ -95,6 +102,6 @@ export const anthropic: Provider = Object.freeze({
   errorBody,
   errorEvent: (_rest: string, failure: Failure) => `event: error\ndata: ${errorBody(failure)}\n\n`,
   asks,
-  spends: (rest: string) => rest === 'v1/messages' || rest === 'v1/complete',
+  spends,
   meter,
 });

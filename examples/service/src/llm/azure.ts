@@ -21,6 +21,9 @@ function below(rest: string): string | null {
   return root === undefined || root.length === rest.length ? null : rest.slice(root.length);
 }
 
+/** The path as OpenAI has it: also that of a call of the resource, which has neither before it. */
+const pathOf = (rest: string): string => below(rest) ?? rest.slice('openai/'.length);
+
 /** A deployment in the path is the model, whatever a body says beside it; else the body names it as OpenAI's does. */
 function models(rest: string, question: ModelQuestion): CallModels {
   const path = below(rest);
@@ -45,7 +48,7 @@ export const azure: Provider = Object.freeze({
   // Lists of models and deployments, files and the like stand directly below: openai/models?api-version=…
   refusal: (rest: string) => (rest.startsWith('openai/') && rest.length > 'openai/'.length ? null : 'route_unknown'),
   models,
-  bodySize: (rest: string, form: boolean) => openaiBodySize(below(rest) ?? rest.slice('openai/'.length), form),
+  bodySize: (rest: string, form: boolean) => openaiBodySize(pathOf(rest), form),
   query: (query: string) =>
     query
       .split('&')
@@ -63,12 +66,12 @@ export const azure: Provider = Object.freeze({
       !rest.startsWith(DEPLOYMENTS) || /(?:^|&)api-version=/i.test(query) ? query : [...(query === '' ? [] : [query]), `api-version=${apiVersion}`].join('&'),
   },
   errorBody: openaiErrorBody,
-  errorEvent: (rest: string, failure: Failure) => openaiErrorEvent(below(rest) ?? rest, failure),
+  errorEvent: (rest: string, failure: Failure) => openaiErrorEvent(pathOf(rest), failure),
   asks(rest: string, body: unknown): Asked {
-    const asked = openaiAsks(below(rest) ?? rest, body);
+    const asked = openaiAsks(pathOf(rest), body);
     // There the path decides, whatever the body says.
     return { ...asked, model: DEPLOYMENT.exec(rest)?.[1] ?? asked.model };
   },
-  spends: (rest: string) => openaiSpends(below(rest) ?? rest),
-  meter: (rest: string) => openaiMeter(below(rest) ?? rest),
+  spends: (rest: string) => openaiSpends(pathOf(rest)),
+  meter: (rest: string) => openaiMeter(pathOf(rest)),
 });

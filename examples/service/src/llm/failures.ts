@@ -43,6 +43,11 @@ const FAILURES = {
   },
   budget_exceeded: { status: 429, message: 'A budget has no room for this call.' },
   price_unknown: { status: 403, shouldRetry: false, message: 'A budget in money binds this device, and the prices of this provider are not known.' },
+  usage_untold: {
+    status: 403,
+    shouldRetry: false,
+    message: 'A budget of tokens or money binds this device, and the answer to this call does not tell what it uses: a batch, a call in the background, or one that KeyGuard does not know. Call without them, or ask an administrator for a budget of requests.',
+  },
   provider_key_missing: { status: 403, shouldRetry: false, message: 'This device may use no key of this provider.' },
   provider_key_expired: {
     status: 403,

@@ -1,12 +1,14 @@
 /**
- * Google's Gemini API: the only file that knows its name, its headers and its dialect.
+ * Google's Gemini API: the only file that knows its name, its headers and its dialect; its newer API, whose dialect is another one, is
+ * beside it in `google-interactions.ts`.
  *
  * @see https://ai.google.dev/api
  */
 import type { Failure, FailureCode } from './failures.ts';
+import { isInteraction, interactionAsks, interactionErrorEvent, interactionMeter } from './google-interactions.ts';
 import { bound, count, member, parsed, text } from './metering.ts';
 import { ELSEWHERE, modelsInBody, NO_MODEL, UNCLEAR, type CallModels, type ModelQuestion } from './models.ts';
-import type { Asked, Meter, Provider } from './provider.ts';
+import type { Asked, Meter, Provider, Spending } from './provider.ts';
 
 const PREFIX = '/proxy/google/';
 
@@ -57,9 +59,18 @@ function refusal(rest: string, query: string): FailureCode | null {
 const modelOf = (rest: string): string | null => /\/models\/([^/:]+):/.exec(`/${rest}`)?.[1] ?? null;
 
 function asks(rest: string, body: unknown): Asked {
-  if (/:(?:embedContent|batchEmbedContents)$/.test(rest)) return { model: modelOf(rest), maxOutputTokens: 0 };
+  if (isInteraction(rest)) return interactionAsks(body);
+  if (/:(?:embedContent|batchEmbedContents)$/.test(rest)) return { model: modelOf(rest), maxOutputTokens: 0, isInBackground: false };
   const config = member(body, 'generationConfig');
-  return { model: modelOf(rest), maxOutputTokens: bound(count(member(config, 'maxOutputTokens')), member(config, 'candidateCount')) };
+  return { model: modelOf(rest), maxOutputTokens: bound(count(member(config, 'maxOutputTokens')), member(config, 'candidateCount')), isInBackground: false };
+}
+
+const TELLING = /:(?:generateContent|streamGenerateContent|embedContent|batchEmbedContents|predict|generateAnswer)$/;
+const FREE = /(?::count[A-Za-z]*Tokens|\/(?:batches|operations)\/[^/:]+:cancel|\/interactions\/[^/:]+\/cancel)$/;
+
+function spends(rest: string): Spending {
+  if (TELLING.test(rest) || isInteraction(rest)) return 'here';
+  return FREE.test(rest) ? 'none' : 'elsewhere';
 }
 
 const NAMING: ReadonlySet<string> = new Set([
@@ -81,6 +92,7 @@ function models(rest: string, { method, query, contentType, body }: ModelQuestio
 }
 
 function meter(rest: string): Meter {
+  if (isInteraction(rest)) return interactionMeter();
   const isStream = rest.endsWith(':streamGenerateContent');
   let isDone = false;
   let model = modelOf(rest);
@@ -141,8 +153,8 @@ export const google: Provider = Object.freeze({
   authorization: (apiKey: string) => ({ 'x-goog-api-key': apiKey }),
   probe: () => ({ rest: 'v1beta/models', query: 'pageSize=1', headers: {} }),
   errorBody,
-  errorEvent: (_rest: string, failure: Failure) => `data: ${errorBody(failure)}\n\n`,
+  errorEvent: (rest: string, failure: Failure) => (isInteraction(rest) ? interactionErrorEvent(failure) : `data: ${errorBody(failure)}\n\n`),
   asks,
-  spends: (rest: string) => /:(?:generateContent|streamGenerateContent|embedContent|batchEmbedContents|predict|predictLongRunning|generateAnswer)$/.test(rest),
+  spends,
   meter,
 });

@@ -22,6 +22,11 @@ export function count(value: unknown): number | null {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 1e12 ? value : null;
 }
 
+/** Whether a member that is a switch may be taken for switched on, by whatever reads it. */
+export function isSwitchedOn(value: unknown): boolean {
+  return value !== undefined && value !== null && value !== false;
+}
+
 /** The sum of what each of `times` answers may take; `null` where no bound is named. */
 export function bound(each: number | null, times: unknown): number | null {
   return each === null ? null : each * Math.max(1, Math.min(count(times) ?? 1, 1000));

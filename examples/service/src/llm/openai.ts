@@ -4,9 +4,9 @@
  * @see https://platform.openai.com/docs/api-reference
  */
 import type { Failure } from './failures.ts';
-import { bound, count, member, parsed, text } from './metering.ts';
+import { bound, count, isSwitchedOn, member, parsed, text } from './metering.ts';
 import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
-import type { Asked, BodySize, Meter, Provider } from './provider.ts';
+import type { Asked, BodySize, Meter, Provider, Spending } from './provider.ts';
 
 const PREFIX = '/proxy/openai/v1/';
 
@@ -33,15 +33,23 @@ export function openaiErrorEvent(rest: string, failure: Failure): string {
   return `data: ${openaiErrorBody(failure)}\n\n`;
 }
 
-/** Moderation is free of charge. */
-export function openaiSpends(rest: string): boolean {
-  return /^(?:chat\/completions|completions|responses|embeddings|(?:images|audio)\/[a-z]+)$/.test(rest);
+const TELLING = /^(?:chat\/completions|completions|responses(?:\/compact)?|embeddings|(?:images|audio)\/[a-z]+)$/;
+// Moderation is free of charge.
+const FREE = /^(?:moderations|files|responses\/input_tokens|chat\/completions\/[^/]+|uploads(?:\/[^/]+\/(?:parts|complete))?|conversations(?:\/[^/]+(?:\/items)?)?|(?:batches|fine_tuning\/jobs|responses|uploads)\/[^/]+\/(?:cancel|pause))$/;
+
+export function openaiSpends(rest: string): Spending {
+  if (TELLING.test(rest)) return 'here';
+  return FREE.test(rest) ? 'none' : 'elsewhere';
 }
 
 /** The newer APIs say output, the older ones completion; an embedding has none. */
 export function openaiAsks(rest: string, body: unknown): Asked {
   const most = count(member(body, 'max_output_tokens')) ?? count(member(body, 'max_completion_tokens')) ?? count(member(body, 'max_tokens'));
-  return { model: text(member(body, 'model')), maxOutputTokens: rest === 'embeddings' ? 0 : bound(most, member(body, 'n')) };
+  return {
+    model: text(member(body, 'model')),
+    maxOutputTokens: rest === 'embeddings' ? 0 : bound(most, member(body, 'n')),
+    isInBackground: isSwitchedOn(member(body, 'background')),
+  };
 }
 
 const LAST_OF_RESPONSE = new Set(['response.completed', 'response.incomplete', 'response.failed', 'response.cancelled', 'error']);
@@ -81,7 +89,8 @@ export function openaiMeter(rest: string): Meter {
       if (typeof member(value, 'error') === 'object' && member(value, 'error') !== null) isDone = true;
       look(member(value, 'response') ?? value);
     },
-    answer: look,
+    // What is used elsewhere is told there: a new batch says that it used nothing so far.
+    answer: openaiSpends(rest) === 'elsewhere' ? () => {} : look,
     isWhole: () => (endsWithDone || isResponse ? isDone : null),
     usage: () => ({ model, inputTokens, outputTokens, cachedInputTokens, cacheWriteTokens: null }),
   };

@@ -34,7 +34,15 @@ export interface Asked {
   readonly model: string | null;
   /** Of all its answers together. */
   readonly maxOutputTokens: number | null;
+  /** Whether it goes on when it is answered, so that its answer need not tell what it used. */
+  readonly isInBackground: boolean;
 }
+
+/**
+ * What a call uses, and where that is told: `none` is used; its answer tells it (`here`); or it is told later, in another call or
+ * nowhere (`elsewhere`), as of batches, and of whatever nobody here knows.
+ */
+export type Spending = 'none' | 'here' | 'elsewhere';
 
 /** How much a route takes: little, as much as a call may hold, or files, for which the operator sets the limit. */
 export type BodySize = 'small' | 'call' | 'upload';
@@ -107,8 +115,8 @@ export interface Provider {
   errorEvent(rest: string, failure: Failure): string;
   /** What a call of that path asks for; `body` is the value of its JSON, or `undefined` where it is none. Untrusted, and nothing makes it throw. */
   asks(rest: string, body: unknown): Asked;
-  /** Whether a POST of that path uses tokens: uploads, batches that run later, and counts of tokens do not. */
-  spends(rest: string): boolean;
+  /** What a POST of that path uses. */
+  spends(rest: string): Spending;
   /** A meter for one call of that path. */
   meter(rest: string): Meter;
 }

@@ -166,8 +166,9 @@ export function llmProxy(options: LlmProxyOptions): LlmProxy {
     const deployment = key.options?.deployment ?? null;
     if (deployment !== null && provider.confinement?.serves(rest, deployment) !== true) return refuse('deployment_not_allowed');
 
-    const expectedInput = method === 'POST' && provider.spends(rest) ? estimatedInput(verified.body.length, verified.contentType) : null;
-    const admitting = admit({ callId: call.callId, device, provider, rest, expectedInput, body: verified.body });
+    const spending = method === 'POST' ? provider.spends(rest) : 'none';
+    const expectedInput = spending === 'none' ? null : estimatedInput(verified.body.length, verified.contentType);
+    const admitting = admit({ callId: call.callId, device, provider, rest, spending, expectedInput, body: verified.body });
     const admission = await answered('budgets', limits.seamTimeoutMs, () => admitting).catch((error: unknown) => {
       // What is charged after all, too late for this call, is given back.
       admitting.then((late) => (late !== null && 'takeBack' in late ? late.takeBack() : undefined)).catch(() => {});

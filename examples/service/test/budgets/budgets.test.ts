@@ -5,7 +5,7 @@ import { charge, purgeWindows, settle, settleLost, takeBack, type Standing } fro
 import { asJobs } from '../../src/db/as-user.ts';
 import { startOn, type RunningService } from '../roles/service.ts';
 import { backends, type Backend, type CallAnswer } from '../stage.ts';
-import { ask, enroll, startCountingUpstream, type BudgetedDevice, type CountingUpstream } from './stage.ts';
+import { ask, enroll, startCountingUpstream, UNTOLD, type BudgetedDevice, type CountingUpstream } from './stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
@@ -20,7 +20,9 @@ describe.each(backends())('budgets on %s', (_title, open) => {
 
   beforeAll(async () => {
     [backend, upstream] = [await open(), await startCountingUpstream()];
-    service = await startOn(backend, { OPENAI_API_KEY: 'sk-budgets-0123456789', OPENAI_BASE_URL: upstream.baseUrl }, { clock });
+    const { baseUrl } = upstream;
+    const others = { ANTHROPIC_API_KEY: 'sk-ant-budgets-0123456789', ANTHROPIC_BASE_URL: baseUrl, GOOGLE_API_KEY: 'budgets-0123456789', GOOGLE_GEMINI_BASE_URL: baseUrl, AZURE_OPENAI_API_KEY: 'azure-0123456789', AZURE_OPENAI_ENDPOINT: baseUrl };
+    service = await startOn(backend, { OPENAI_API_KEY: 'sk-budgets-0123456789', OPENAI_BASE_URL: baseUrl, ...others }, { clock });
   });
   afterAll(async () => {
     await service?.stop();
@@ -164,6 +166,54 @@ describe.each(backends())('budgets on %s', (_title, open) => {
     expect({ usage_unknown: undefined, ...ended }).toMatchObject({ charged_tokens: tokens, ...marks });
     expect(await settled('devices', device.deviceId)).toMatchObject({ tokens, cost_micros: ended!['charged_cost_micros'] });
     expect(ended!['charged_cost_micros']).toBeGreaterThan(0);
+  });
+
+  const post = ({ fetch }: BudgetedDevice, path: string, body: object): Promise<Response> =>
+    fetch(`${service.origin}/proxy/${path}`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+
+  it.each([{ max_tokens: 1_000_000 }, { max_cost_micros: 1_000_000_000 }])('lets no call through whose answer does not tell what it uses, where %j is all there is', async (limits) => {
+    const device = await newDevice();
+    await setOf('devices', device.deviceId, limits);
+    const before = upstream.calls;
+    for (const [path, body] of UNTOLD) {
+      const refused = await post(device, path, body);
+      expect([path, refused.status, refused.headers.get('x-should-retry'), /usage_untold/i.test(await refused.text())]).toEqual([path, 403, 'false', true]);
+    }
+    expect(upstream.calls).toBe(before);
+    expect((await service.audit('llm.call_refused'))[0]).toMatchObject({ code: 'usage_untold', actor: `device:${device.deviceId}` });
+    expect(await used('devices', device.deviceId)).toMatchObject({ requests: 0, tokens: 0 });
+    // What uses nothing, and what tells it.
+    expect((await post(device, 'openai/v1/batches/b/cancel', {})).status).toBe(200);
+    expect((await post(device, 'google/v1beta/interactions', { model: 'gemini-2.5-flash', input: 'x' })).status).toBe(200);
+  });
+
+  it('marks such a call as unknown, with an estimate, where only requests are counted', async () => {
+    const device = await newDevice();
+    await setOf('devices', device.deviceId, { max_requests: 100 });
+    // A new batch says that it used nothing so far.
+    upstream.report({ model: 'gpt-4o-mini', input: 0, output: 0 });
+    for (const [i, [path, body]] of UNTOLD.entries()) {
+      expect([path, (await post(device, path, body).then(async (answer) => (await answer.text(), answer.status)))]).toEqual([path, 200]);
+      if (path === 'openai/v1/responses') continue;
+      const [ended] = await service.audit('llm.call_ended');
+      expect([path, ended]).toEqual([path, expect.objectContaining({ usage_unknown: true, charge_estimated: true })]);
+      expect(ended!['estimated_tokens']).toBeGreaterThanOrEqual(JSON.stringify(body).length / 4);
+      expect(ended).not.toHaveProperty('output_tokens');
+      expect(await used('devices', device.deviceId)).toMatchObject({ requests: i + 1 });
+    }
+    upstream.report({ model: 'gpt-4o-mini', input: 10, output: 5 });
+  });
+
+  it('charges an interaction with what it reports', async () => {
+    const device = await newDevice();
+    await setOf('devices', device.deviceId, { max_tokens: 10_000 });
+    upstream.answer((response) => void response.writeHead(200, { 'content-type': 'application/json' }).end('{"id":"i","model":"gemini-2.5-flash","status":"completed","usage":{"total_input_tokens":100,"total_tool_use_tokens":7,"total_output_tokens":20,"total_thought_tokens":3}}'));
+    await post(device, 'google/v1beta/interactions', { model: 'gemini-2.5-flash', input: 'x', generation_config: { max_output_tokens: 200 } }).then((answer) => answer.text());
+    upstream.answer(null);
+    expect((await service.audit('llm.call_ended'))[0]).toMatchObject({ model: 'gemini-2.5-flash', input_tokens: 107, output_tokens: 23, charged_tokens: 130 });
+    expect(await settled('devices', device.deviceId)).toMatchObject({ requests: 1, tokens: 130 });
+    const tooMuch = await post(device, 'google/v1beta/interactions', { model: 'gemini-2.5-flash', input: 'x', generation_config: { max_output_tokens: 10_000 } });
+    expect([tooMuch.status, await tooMuch.text()]).toEqual([429, expect.stringContaining('BUDGET_EXCEEDED')]);
   });
 
   it('charges a stream that was cut with what was handed on, marked, and a refusal of the provider with nothing', async () => {

@@ -67,3 +67,17 @@ export function ask(fetch: BudgetedDevice['fetch'], origin: string, more: object
   const body = JSON.stringify({ ...bare, user: 'x'.repeat(Math.max(0, 400 - JSON.stringify(bare).length)) });
   return fetch(`${origin}/proxy/openai/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body });
 }
+
+/** Calls that use what is told only elsewhere, or what nobody here knows. */
+export const UNTOLD: readonly [string, object][] = [
+  ['openai/v1/batches', { input_file_id: 'file-1', endpoint: '/v1/chat/completions', completion_window: '24h' }],
+  ['openai/v1/responses', { model: 'gpt-4o-mini', input: 'x', max_output_tokens: 9, background: true }],
+  ['openai/v1/fine_tuning/jobs', { model: 'gpt-4o-mini', training_file: 'file-1' }],
+  ['openai/v1/something/new', { model: 'gpt-4o-mini' }],
+  ['anthropic/v1/messages/batches', { requests: [{ custom_id: 'a', params: { model: 'claude-haiku-4-5', max_tokens: 9, messages: [] } }] }],
+  ['google/v1beta/models/gemini-2.5-flash:batchGenerateContent', { batch: {} }],
+  ['google/v1beta/interactions', { agent: 'deep-research', input: 'x', background: true }],
+  ['google/v1beta/openai/chat/completions', { model: 'gemini-2.5-flash', messages: [] }],
+  ['azure/openai/v1/batches', { input_file_id: 'file-1' }],
+  ['azure/openai/batches', { input_file_id: 'file-1' }],
+];

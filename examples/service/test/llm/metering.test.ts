@@ -55,6 +55,18 @@ const CASES: readonly Case[] = [
     ],
     usage: { model: 'gemini-x-001', inputTokens: 4, outputTokens: 32 },
   },
+  {
+    provider: 'google',
+    rest: 'v1beta/interactions',
+    events: [
+      event({ event_type: 'interaction.created', interaction: { id: 'i', model: 'gemini-x', status: 'in_progress' } }, 'interaction.created'),
+      event({ event_type: 'step.delta', index: 0, delta: { type: 'text', text: ' "usage": {"total_input_tokens": 999} ' } }, 'step.delta'),
+      event({ event_type: 'step.stop', index: 0, step_usage: { total_input_tokens: 900 }, usage: { total_input_tokens: 10, total_output_tokens: 1 } }, 'step.stop'),
+      event({ event_type: 'interaction.status_update', interaction_id: 'i', status: 'in_progress', usage: { total_input_tokens: 10, total_output_tokens: 4, total_thought_tokens: 2 } }, 'interaction.status_update'),
+      event({ event_type: 'interaction.completed', interaction: { id: 'i', model: 'gemini-x-001', status: 'completed', usage: { total_input_tokens: 12, total_tool_use_tokens: 30, total_output_tokens: 5, total_thought_tokens: 40, total_cached_tokens: 6 } } }, 'interaction.completed'),
+    ],
+    usage: { model: 'gemini-x-001', inputTokens: 42, outputTokens: 45, cachedInputTokens: 6 },
+  },
 ];
 
 describe.each(CASES)('a stream of $provider $rest', ({ provider, rest, events, usage }) => {
@@ -84,6 +96,8 @@ describe.each(CASES)('a stream of $provider $rest', ({ provider, rest, events, u
     for (const one of events.slice(0, -1)) reader.take(Buffer.from(one));
     reader.end();
     expect(meter.isWhole()).toBe(false);
+    // What had been reported so far.
+    if (rest === 'v1beta/interactions') expect(meter.usage()).toMatchObject({ inputTokens: 10, outputTokens: 6 });
   });
 
   it('takes no nonsense for a count, and throws at none', () => {
@@ -136,6 +150,11 @@ describe('a whole answer', () => {
     ['anthropic', 'v1/messages/count_tokens', { input_tokens: 3 }, { model: null, inputTokens: null, outputTokens: null }],
     ['google', 'v1beta/models/m:generateContent', { usageMetadata: { promptTokenCount: 3, candidatesTokenCount: 4 }, modelVersion: 'm-1' }, { model: 'm-1', inputTokens: 3, outputTokens: 4 }],
     ['google', 'v1beta/models/m:embedContent', { embedding: { values: [1] } }, { model: 'm', inputTokens: null, outputTokens: null }],
+    ['google', 'v1beta/interactions', { id: 'i', model: 'm', status: 'completed', usage: { total_input_tokens: 3, total_tool_use_tokens: 1, total_output_tokens: 4, total_thought_tokens: 2, total_tokens: 10 } }, { model: 'm', inputTokens: 4, outputTokens: 6 }],
+    ['google', 'v1beta/interactions', { id: 'i', model: 'm', status: 'in_progress' }, { model: 'm', inputTokens: null, outputTokens: null }],
+    ['openai', 'batches', { id: 'b', usage: { input_tokens: 0, output_tokens: 0 } }, { model: null, inputTokens: null, outputTokens: null }],
+    ['azure', 'openai/v1/batches', { id: 'b', usage: { input_tokens: 0, output_tokens: 0 } }, { model: null, inputTokens: null, outputTokens: null }],
+    ['anthropic', 'v1/messages/batches', { id: 'b', usage: { input_tokens: 0, output_tokens: 0 } }, { model: null, inputTokens: null, outputTokens: null }],
     ['google', 'v1beta/models/m:streamGenerateContent', [{ usageMetadata: { promptTokenCount: 3, candidatesTokenCount: 1 } }, { usageMetadata: { promptTokenCount: 3, candidatesTokenCount: 4 } }], { model: 'm', inputTokens: 3, outputTokens: 4 }],
   ])('of %s %s is counted', (provider, rest, value, usage) => {
     expect(count(provider, rest, value)).toMatchObject(usage);
@@ -164,5 +183,26 @@ describe('a whole answer', () => {
 
   it('that is no JSON counts for nothing', () => {
     expect(count('openai', 'chat/completions', '{"usage":{"prompt_tokens":3')).toMatchObject({ model: null, inputTokens: null, outputTokens: null });
+  });
+});
+
+describe('what a call uses', () => {
+  const spending = (provider: string, rest: string): string => PROVIDERS.find(({ name }) => name === provider)!.spends(rest);
+
+  it.each<[string, 'none' | 'here' | 'elsewhere', readonly string[]]>([
+    ['openai', 'here', ['chat/completions', 'responses', 'responses/compact', 'embeddings', 'images/edits', 'audio/speech']],
+    ['openai', 'none', ['moderations', 'files', 'uploads', 'uploads/u/parts', 'responses/input_tokens', 'responses/r/cancel', 'batches/b/cancel', 'conversations/c/items', 'chat/completions/c']],
+    ['openai', 'elsewhere', ['batches', 'fine_tuning/jobs', 'fine_tuning/jobs/j/resume', 'evals/e/runs', 'threads/t/runs', 'videos', 'batches/', 'chat/completions/c/x', 'x/files', 'Responses']],
+    ['azure', 'here', ['openai/v1/responses', 'openai/responses', 'openai/deployments/d/chat/completions']],
+    ['azure', 'none', ['openai/files', 'openai/v1/files']],
+    ['azure', 'elsewhere', ['openai/batches', 'openai/v1/batches', 'openai/deployments/d/extensions/chat/completions', 'openai/threads/runs']],
+    ['anthropic', 'here', ['v1/messages', 'v1/complete']],
+    ['anthropic', 'none', ['v1/messages/count_tokens', 'v1/files', 'v1/messages/batches/b/cancel']],
+    ['anthropic', 'elsewhere', ['v1/messages/batches', 'v1/messages/', 'v1/sessions']],
+    ['google', 'here', ['v1beta/models/m:generateContent', 'v1/models/m:streamGenerateContent', 'v1beta/interactions', 'v1alpha/interactions']],
+    ['google', 'none', ['v1beta/models/m:countTokens', 'v1beta/interactions/i/cancel', 'v1beta/batches/b:cancel']],
+    ['google', 'elsewhere', ['v1beta/models/m:batchGenerateContent', 'v1beta/models/m:asyncBatchEmbedContent', 'v1beta/models/m:predictLongRunning', 'v1beta/cachedContents', 'v1beta/openai/chat/completions', 'v1beta/tunedModels', 'v1beta/interactions/i']],
+  ])('of %s is told %s', (provider, expected, paths) => {
+    for (const path of paths) expect([path, spending(provider, path)]).toEqual([path, expected]);
   });
 });
