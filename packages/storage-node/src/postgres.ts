@@ -10,14 +10,12 @@ import type { Clock } from '@keyguard/core/seams';
 import type { SqlClient, SqlScriptClient } from './postgres/client.ts';
 import { compareMigrations, runMigrations, type MigrationSet, type PendingMigration } from './postgres/migrate.ts';
 
-export { asRole, pgClient, pgliteClient, pgliteLanes, pgliteParsers } from './postgres/client.ts';
+export { asRole, pgClient } from './postgres/client.ts';
+export { pgliteClient, pgliteLanes, pgliteParsers, type PgliteDatabase, type PgliteLanes, type PgliteTransaction } from './postgres/pglite.ts';
 export type {
   AsRoleOptions,
   KeyguardRole,
   PgConnection,
-  PgliteDatabase,
-  PgliteLanes,
-  PgliteTransaction,
   PgPool,
   Sql,
   SqlClient,

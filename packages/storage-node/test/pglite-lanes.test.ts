@@ -2,7 +2,7 @@
 import { PGlite } from '@electric-sql/pglite';
 import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { pgliteLanes, type PgliteLanes } from '../src/postgres/client.ts';
+import { pgliteLanes, type PgliteLanes } from '../src/postgres/pglite.ts';
 
 let database: PGlite;
 let lanes: PgliteLanes;
