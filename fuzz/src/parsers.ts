@@ -9,6 +9,7 @@ import { ENROLLMENT } from './parsers/enrollment.ts';
 import { EXPORT } from './parsers/export.ts';
 import { FETCH } from './parsers/fetch.ts';
 import { FINGERPRINT } from './parsers/fingerprint.ts';
+import { GATEWAY } from './parsers/gateway.ts';
 import { HEADS } from './parsers/head.ts';
 import { IP } from './parsers/ip.ts';
 import { JSONS } from './parsers/json.ts';
@@ -36,4 +37,5 @@ export const PARSERS: readonly Parser[] = [
   ...IP,
   ...RAW_BODY,
   ...FETCH,
+  ...GATEWAY,
 ];

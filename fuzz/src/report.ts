@@ -33,12 +33,12 @@ pnpm fuzz --inputs=50000 --only=vault      # fewer, and only the parsers whose n
 pnpm fuzz --seed=${String(seed).padEnd(25)} # the same inputs again
 \`\`\`
 
-Every function of \`core\`, of \`server-verifier\` (on whose doors all adapters stand) and of the audit verifier that reads
-untrusted text or bytes is given valid inputs with a few changes that fit their structure (bits, characters, members, lines, whole fields out of other valid
+Every function of \`core\`, of \`server-verifier\` (on whose doors all adapters stand), of the audit verifier and of the service's
+gateway that reads untrusted text or bytes is given valid inputs with a few changes that fit their structure (bits, characters, members, lines, whole fields out of other valid
 inputs), and random ones. What must hold of each input:
 
 - a refusal is one that the function's documentation names, by class and code, and nothing else is ever thrown;
-- what is accepted is right in the eyes of an **oracle that shares no code** with the parser: Node's Buffer, JSON, URL, \`net\` and
+- what is accepted is right in the eyes of an **oracle that shares no code** with the parser: Node's Buffer, JSON, URL, forms, \`net\` and
   \`crypto\`, the \`canonicalize\` library, the definitions of RFC 6962, the equation of the curve, a second reading of the
   specification, and, for whatever is signed or sealed, the original, byte for byte. Where the oracle decides both ways, a
   refusal of what is right counts as wrong too;

@@ -23,6 +23,11 @@ import type { AuditMacKey, Bytes, PublicJwk } from '@keyguard/core/seams';
 import { aesKeyProvider, open, passphraseKey, seal } from '@keyguard/core/vault';
 import { readSignedHead } from '@keyguard/core/verify';
 import { linesOf, readExport } from '@keyguard/example-audit-verifier/export';
+import { condensedJson } from '@keyguard/example-service/llm/condensed-json';
+import { formFields } from '@keyguard/example-service/llm/form-fields';
+import { topMembers } from '@keyguard/example-service/llm/json-members';
+import { modelsInBody } from '@keyguard/example-service/llm/models';
+import { eventGate } from '@keyguard/example-service/llm/sse';
 import { hashEnrollmentCode } from '@keyguard/server-verifier/enrollment-code';
 import { ipBucket, ipMatcher } from '@keyguard/server-verifier/ip';
 import { readRawBody } from '@keyguard/server-verifier/node';
@@ -121,6 +126,32 @@ const policy = definePolicy({ authorities: ['a.example'], maxBodyBytes: 4 * KIB 
 const version = (i: number): object => ({ version: i + 1, state: 'retired', createdAtMs: 1, activatedAtMs: null, overlapUntilMs: null, retiredAtMs: 2 });
 const state = (versions: readonly object[]): object => ({ lastVersion: versions.length, versions, uses: 0, request: null, retryAtMs: null });
 
+const members = (json: string): Call => {
+  const bytes = utf8(json);
+  return () => topMembers(bytes, () => true);
+};
+const FIELD = 'Content-Disposition: form-data; name="';
+const form = (body: string): Call => {
+  const bytes = utf8(`--b0\r\n${body}\r\n--b0--\r\n`);
+  return () => formFields(bytes, 'b0');
+};
+/** In pieces of 1 KiB. */
+const gate = (text: string): Call => {
+  const bytes = Buffer.from(text);
+  return () => {
+    const events = eventGate(4 * KIB * KIB);
+    for (let at = 0; at < bytes.length; at += KIB) events.push(bytes.subarray(at, at + KIB));
+  };
+};
+const condensed = (text: string): Call => {
+  const bytes = Buffer.from(text);
+  return () => {
+    const json = condensedJson(4 * KIB * KIB);
+    for (let at = 0; at < bytes.length; at += KIB) json.take(bytes.subarray(at, at + KIB));
+    return json.rest();
+  };
+};
+
 const CASES: Readonly<Record<string, (lengthBytes: number) => Call>> = {
   'fromBase64, right to the end': (n) => { const text = times('QUJD', n); return () => fromBase64(text); },
   'fromBase64, wrong at the end': (n) => { const text = `${times('QUJD', n)}QUI!`; return () => fromBase64(text); },
@@ -202,6 +233,26 @@ const CASES: Readonly<Record<string, (lengthBytes: number) => Call>> = {
   'linesOf, many lines': (n) => { const text = times('a\n', n); return () => drain(linesOf(pieces(text, 64 * KIB))); },
   'readExport, a long line': (n) => { const lines = [HEADER_LINE, JSON.stringify({ seq: 0, entry: times('QUJD', n), prev_mac: ROOT, mac: ROOT, mac_key_id: 'k' }), '{"records":1}']; return async () => drain((await readExport(lines)).records); },
   'readExport, many lines': (n) => { const lines = [HEADER_LINE, ...list(n, 128, (i) => JSON.stringify({ seq: i, entry: 'QUJD', prev_mac: ROOT, mac: ROOT, mac_key_id: 'k' })), `{"records":${Math.ceil(n / 128)}}`]; return async () => drain((await readExport(lines)).records); },
+  'topMembers, backslashes': (n) => members(`{"a":"${times('\\\\', n)}"}`),
+  'topMembers, quotes that are escaped': (n) => members(`{"a":"${times('\\"', n)}"}`),
+  'topMembers, many members': (n) => members(`{${times('"a":1,', n)}"b":2}`),
+  'topMembers, many objects in a holder': (n) => members(`{"a":[${times('{"model":"b"},', n)}{}]}`),
+  'topMembers, gaps': (n) => members(`{"a"${times(' ', n)}:1}`),
+  'topMembers, wrong at the end': (n) => members(`{"a":"${times('a', n)}"`),
+  'modelsInBody, many tools that draw': (n) => { const body = utf8(`{"model":"a","tools":[${times('{"type":"image_generation","model":"b"},', n)}{}]}`); return () => modelsInBody({ contentType: 'application/json', body }); },
+  'modelsInBody, letters that fold': (n) => { const body = utf8(`{"${times('\ufdfa', n / 3)}":1}`); return () => modelsInBody({ contentType: 'application/json', body }); },
+  'modelsInBody, a long content type': (n) => { const contentType = `multipart/form-data; boundary=${times('a', n)}`; return () => modelsInBody({ contentType, body: new Uint8Array() }); },
+  'formFields, a long text': (n) => form(`${FIELD}a"\r\n\r\n${times('a', n)}`),
+  'formFields, a long head': (n) => form(`${FIELD}${times('a', n)}"\r\n\r\n`),
+  'formFields, line ends': (n) => form(`${FIELD}a"\r\n\r\n${times('\r\n', n)}`),
+  'formFields, dashes': (n) => form(`${FIELD}a"\r\n\r\n${times('\r\n--b', n)}`),
+  'condensedJson, a long text': (n) => condensed(`["${times('a', n)}"]`),
+  'condensedJson, many texts': (n) => condensed(`[${times('"a",', n)}1]`),
+  'condensedJson, quotes that are escaped': (n) => condensed(`["${times('\\"', n)}"]`),
+  'eventGate, one event': (n) => gate(`data: ${times('a', n)}\n\n`),
+  'eventGate, many lines in one event': (n) => gate(`${times('data: a\n', n)}\n`),
+  'eventGate, many events': (n) => gate(times('data: a\n\n', n)),
+  'eventGate, comments': (n) => gate(times(':\n', n)),
 };
 
 describe('takes time in proportion to its input', () => {

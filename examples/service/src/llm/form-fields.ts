@@ -12,9 +12,11 @@ export interface FormField {
   readonly text: string | null;
 }
 
-const DISPOSITION = /^content-disposition: ?form-data; ?name="([^"\\%\r\n]{1,200})"(?:; ?filename="([^"\\\r\n]*)")?$/i;
+// No semicolon: some split there, also inside quotes.
+const DISPOSITION = /^content-disposition: ?form-data; ?name="([^"\\%;\r\n]{1,200})"(?:; ?filename="([^"\\;\r\n]*)")?$/i;
 const TYPE = /^content-type: ?[\x20-\x7e]{1,200}$/i;
 const MAX_FIELDS = 200;
+const DASHES = 2;
 const MAX_HEAD_BYTES = 2048;
 
 /** The fields of `body` (untrusted); `null` where readers may differ on them. */
@@ -28,9 +30,9 @@ export function formFields(body: Uint8Array, boundary: string): readonly FormFie
     const after = bytes.toString('latin1', at, at + 4);
     if (after === '--' || after === '--\r\n') return at + after.length === bytes.length ? fields : null;
     if (!after.startsWith('\r\n') || fields.length === MAX_FIELDS) return null;
-    // Also one that no line begins with: some take a line feed alone for the end of a line.
-    const end = bytes.indexOf(mark, at);
-    if (end < 0 || bytes.toString('latin1', end - 2, end) !== '\r\n') return null;
+    // Also one that stands behind no line end and no dashes: some take a line feed alone for the end of a line, or look for the rest first.
+    const end = bytes.indexOf(boundary, at, 'latin1') - DASHES;
+    if (end < at || bytes.toString('latin1', end - 2, end + DASHES) !== '\r\n--') return null;
     const field = fieldOf(bytes.subarray(at + 2, end - 2));
     if (field === null) return null;
     fields.push(field);

@@ -11,7 +11,7 @@ export interface Member {
   readonly text: string | null;
   /** The name of the outermost member within which it is written; `null` for an outermost one. */
   readonly holder: string | null;
-  /** Within a list of objects in a holder: the same number for members of the same object. */
+  /** The same number for members of the same object, and for no others. */
   readonly part: number;
 }
 
@@ -54,6 +54,8 @@ export function topMembers(body: Uint8Array, holds: (name: string) => boolean): 
   // From here on the text is known to be JSON: only its nesting is counted.
   const members: Member[] = [];
   let depth = 0;
+  // Of what is open at each depth, and of what was opened last.
+  const parts: number[] = [];
   let part = 0;
   let outermost: string | null = null;
   let isHolder = false;
@@ -61,7 +63,7 @@ export function topMembers(body: Uint8Array, holds: (name: string) => boolean): 
     const code = json.charCodeAt(at);
     if (code === OPENING_BRACE || code === OPENING_BRACKET) {
       depth += 1;
-      if (depth === MAX_DEPTH) part += 1;
+      if (depth > 1 && depth <= MAX_DEPTH) parts[depth] = part += 1;
     } else if (code === CLOSING_BRACE || code === CLOSING_BRACKET) depth -= 1;
     else if (code === QUOTE) {
       const end = endOfText(json, at);
@@ -77,7 +79,7 @@ export function topMembers(body: Uint8Array, holds: (name: string) => boolean): 
           outermost = name;
           isHolder = holds(name);
         }
-        members.push({ name, text, holder: depth === 1 ? null : outermost, part: depth === 1 ? 0 : part });
+        members.push({ name, text, holder: depth === 1 ? null : outermost, part: depth === 1 ? 0 : parts[depth]! });
       }
       at = end - 1;
     }

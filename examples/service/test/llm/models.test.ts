@@ -79,6 +79,7 @@ describe('the model of a call', () => {
     ['with two lists of tools', '{"model":"a","tools":[],"tool\u017f":[{"model":"b"}]}'],
     ['with a tool of another case', '{"model":"a","tools":[{"Model":"b"}]}'],
     ['with a tool that draws with a model of the provider’s choice', '{"model":"a","tools":[{"type":"image_generation"}]}'],
+    ['with such a tool before something else that names one', '{"model":"a","tools":[{"type":"image_generation"}],"requests":{"model":"a"}}'],
     ['with such a tool beside another that names one', '{"model":"a","tools":[{"type":"image_\\u0067eneration"},{"type":"x","model":"a"}]}'],
     ['after a byte order mark', '\ufeff{"model":"a"}'],
     ['in UTF-16', Buffer.from('{"model":"a"}', 'utf16le')],
@@ -115,6 +116,9 @@ describe('the model of a call', () => {
     ['and again behind a line feed alone', form([...plain, ['name="file"; filename="x"', 'x\n--b0\nContent-Disposition: form-data; name="model"\n\nb']])],
     ['only behind a line feed alone', form([['name="file"; filename="x"', 'x\n--b0\r\nContent-Disposition: form-data; name="model"\r\n\r\nb']])],
     ['and again behind a boundary that goes on', form([...plain, ['name="file"; filename="x"', 'x\r\n--b0 \r\nContent-Disposition: form-data; name="model"\r\n\r\nb']])],
+    ['beside a boundary without its dashes', form([...plain, ['name="file"; filename="x"', 'x\r\n-b0']])],
+    ['beside a name within quotes', form([...plain, ['name="x; name=model"', 'b']])],
+    ['beside a name in the name of a file', form([...plain, ['name="file"; filename="x; name=model"', 'b']])],
     ['with a folded head', form([['name="x";\r\n name="model"', 'a']])],
   ])('in a form named %s is unclear', (_title, body) => {
     expect(modelsOf('openai', 'audio/transcriptions', body, FORM).kind).toBe('unclear');
