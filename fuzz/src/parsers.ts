@@ -9,7 +9,8 @@ import { ENROLLMENT } from './parsers/enrollment.ts';
 import { EXPORT } from './parsers/export.ts';
 import { FETCH } from './parsers/fetch.ts';
 import { FINGERPRINT } from './parsers/fingerprint.ts';
-import { GATEWAY } from './parsers/gateway.ts';
+import { GATEWAY_BODIES } from './parsers/gateway-bodies.ts';
+import { GATEWAY_STREAMS } from './parsers/gateway-streams.ts';
 import { HEADS } from './parsers/head.ts';
 import { IP } from './parsers/ip.ts';
 import { JSONS } from './parsers/json.ts';
@@ -37,5 +38,6 @@ export const PARSERS: readonly Parser[] = [
   ...IP,
   ...RAW_BODY,
   ...FETCH,
-  ...GATEWAY,
+  ...GATEWAY_BODIES,
+  ...GATEWAY_STREAMS,
 ];

@@ -1,15 +1,13 @@
 /**
- * What the gateway of `examples/service` reads of calls that it hands on: which models a body names, by a second reading that keeps
- * every member as often as it is written; a form, by the runtime's own reader and by a more generous one; and what passes, in any pieces.
+ * What the gateway of `examples/service` reads of bodies that it hands on: which models they name, against a second reading of JSON that
+ * keeps every member as often as it is written; and a form, against the runtime's own reader and a more generous one.
  */
 import { isUtf8 } from 'node:buffer';
-import { condensedJson } from '@keyguard/example-service/llm/condensed-json';
 import { formFields } from '@keyguard/example-service/llm/form-fields';
 import { topMembers, type Member } from '@keyguard/example-service/llm/json-members';
 import { modelsInBody } from '@keyguard/example-service/llm/models';
-import { eventGate } from '@keyguard/example-service/llm/sse';
 import type { Generator } from '../generator.ts';
-import { mutateBytes, mutateList, mutateText, oddCharacter, randomText } from '../mutate.ts';
+import { mutateBytes, mutateList, mutateText, randomText } from '../mutate.ts';
 import { agree, demand, demandEqual, outcomeOf, type Parser, type Verdict } from '../parser.ts';
 
 /** A JSON value that keeps what `JSON.parse` forgets: members with one name, and their order. */
@@ -58,7 +56,8 @@ function randomTree(random: Generator, depth: number): Tree {
   return { members: Array.from({ length: random.below(5) }, () => [random.oneIn(12) ? randomText(random, random.below(6)) : random.pick(NAMES), randomTree(random, depth - 1)] as const) };
 }
 
-function randomBody(random: Generator, first: readonly (readonly [string, Tree])[] = []): Uint8Array<ArrayBuffer> {
+/** A JSON object with `first` among its members, and often with a few changes; rarely another value. */
+export function randomBody(random: Generator, first: readonly (readonly [string, Tree])[] = []): Uint8Array<ArrayBuffer> {
   const tree = randomTree(random, 5);
   const members = tree !== null && 'members' in tree ? tree.members : ([['x', tree]] as const);
   const json = spelled(random, random.oneIn(20) ? tree : { members: random.oneIn(2) ? [...first, ...members] : [...members, ...first] });
@@ -66,7 +65,7 @@ function randomBody(random: Generator, first: readonly (readonly [string, Tree])
   return new Uint8Array(Buffer.from(random.oneIn(3) ? mutateText(random, json, ['"model":"b",', '\\', '"', '\\u006d', '/**/', ',', '{', '}', '\ufeff']) : json));
 }
 
-function isJsonObject(bytes: Uint8Array): boolean {
+export function isJsonObject(bytes: Uint8Array): boolean {
   try {
     const value: unknown = JSON.parse(Buffer.from(bytes).toString('utf8'));
     return isUtf8(bytes) && typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -171,50 +170,7 @@ async function byRuntime(bytes: Uint8Array<ArrayBuffer>, boundary: string): Prom
   }
 }
 
-/** `bytes` in pieces. */
-function piecesOf(random: Generator, bytes: Buffer): Buffer[] {
-  const most = random.pick(bytes.length > 5000 ? [5000, 70_000] : bytes.length > 500 ? [40, 400, 5000] : [1, 3, 20, 400]);
-  const pieces: Buffer[] = [];
-  for (let at = 0; at < bytes.length; ) {
-    const length = 1 + random.below(most);
-    pieces.push(bytes.subarray(at, at + length));
-    at += length;
-  }
-  return pieces;
-}
-
-const LINES = ['', '', '', 'data: {"a":1}', 'data', 'event: error', ': ping', ':', 'id: 7', 'data: \u{1f511}', ' '] as const;
-const LINE_ENDS = ['\n', '\n', '\r\n', '\r'] as const;
-// What the gate is documented to hold.
-const HELD_BYTES = 64 * 1024;
-
-function stream(random: Generator): Buffer {
-  const ends = random.oneIn(2) ? [random.pick(LINE_ENDS)] : LINE_ENDS;
-  let text = '';
-  for (let left = random.below(14); left > 0; left -= 1) {
-    text += random.oneIn(6) ? mutateText(random, random.pick(LINES), ['\n\n', '\r', ':']) : random.pick(LINES);
-    if (random.oneIn(300)) text += 'x'.repeat(random.below(3 * HELD_BYTES));
-    text += random.pick(ends);
-  }
-  return Buffer.from(random.oneIn(3) ? text + oddCharacter(random) : text);
-}
-
-/** How much of `text` is whole events, and comments between them, as a client reads line by line. */
-function endOfEvents(text: string): number {
-  let [at, end, isOpen] = [0, 0, false];
-  const parts = text.split(/(\r\n|\r|\n)/);
-  // What is behind the last line end is no line yet.
-  for (let i = 0; i + 1 < parts.length; i += 2) {
-    const [line, lineEnd] = [parts[i]!, parts[i + 1]!];
-    at += line.length + lineEnd.length;
-    if (line === '') isOpen = false;
-    else if (!line.startsWith(':')) isOpen = true;
-    if (!isOpen) end = at;
-  }
-  return end;
-}
-
-export const GATEWAY: readonly Parser[] = [
+export const GATEWAY_BODIES: readonly Parser[] = [
   {
     name: 'json-members.topMembers',
     try(random) {
@@ -278,59 +234,6 @@ export const GATEWAY: readonly Parser[] = [
         for (const [i, { text }] of fields.entries()) if (text !== null) demand(text === read[i]![1], 'another text than the runtime reads');
       }
       return 'accepted';
-    },
-  },
-  {
-    name: 'condensed-json.condensedJson',
-    try(random): Verdict {
-      const maxBytes = random.pick([200, 3000, 100_000]);
-      const long = { text: 'A"\\\u{1f600}'.repeat(random.below(random.oneIn(4) ? 2000 : 300)) };
-      const bytes = Buffer.from(randomBody(random, [['image', long], ['usage', { members: [['input_tokens', null]] }]]));
-      const outcome = outcomeOf(() => {
-        const condensed = condensedJson(maxBytes);
-        for (const piece of piecesOf(random, bytes)) condensed.take(piece);
-        return condensed.rest();
-      });
-      const rest = outcome.accepted ? outcome.value : null;
-      if (rest !== null) demand(rest.length <= maxBytes && rest.length <= bytes.length, 'kept more than it may');
-      if (!isJsonObject(bytes)) return rest === null ? 'refused' : 'accepted';
-      // Each text by itself, and everything else to the byte.
-      const expected = bytes.toString('utf8').replaceAll(/"((?:[^"\\]|\\.)*)"/gs, (text, inside: string) => (Buffer.byteLength(inside) > 1024 ? '""' : text));
-      if (rest !== null) demand(rest.toString('utf8') === expected, 'is another text');
-      else demand(Buffer.byteLength(expected) + 1024 >= maxBytes, 'gave up too early');
-      return rest === null ? 'refused' : 'accepted';
-    },
-  },
-  {
-    name: 'sse.eventGate',
-    try(random): Verdict {
-      const bytes = stream(random);
-      const maxEventBytes = random.pick([60, 1000, 128 * 1024]);
-      const outcome = outcomeOf((): Verdict => {
-        const gate = eventGate(maxEventBytes);
-        const [handedOn, taken]: [Buffer[], { bytes: number }] = [[], { bytes: 0 }];
-        for (const piece of piecesOf(random, bytes)) {
-          const endBefore = endOfEvents(bytes.toString('latin1', 0, taken.bytes));
-          taken.bytes += piece.length;
-          const end = endOfEvents(bytes.toString('latin1', 0, taken.bytes));
-          const ready = gate.push(piece);
-          const openBytes = taken.bytes - Math.max(end, endBefore);
-          if (ready === null) {
-            // To within one piece.
-            demand(taken.bytes - endBefore > maxEventBytes, 'gave up an event that is not too long');
-            return 'refused';
-          }
-          demand(openBytes <= maxEventBytes + piece.length, 'let an event pass that is too long');
-          handedOn.push(...ready);
-          const sent = Buffer.concat(handedOn);
-          demand(sent.equals(bytes.subarray(0, sent.length)), 'handed on other bytes');
-          if (gate.torn) demand(openBytes > HELD_BYTES && sent.length === taken.bytes, 'tore an event that is not too long to be held');
-          else demand(sent.length === end, 'handed on part of an event, or held a whole one');
-        }
-        demand(Buffer.concat([...handedOn, ...gate.rest()]).equals(bytes), 'lost or made up bytes');
-        return 'accepted';
-      });
-      return outcome.accepted ? outcome.value : 'refused';
     },
   },
 ];
