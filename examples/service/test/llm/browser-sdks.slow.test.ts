@@ -14,24 +14,23 @@ import { SSE } from './stage.ts';
 const ENTRY = `
 import Anthropic from '@anthropic-ai/sdk';
 import { GoogleGenAI } from '@google/genai';
-import OpenAI from 'openai';
+import OpenAI, { AzureOpenAI } from 'openai';
 import { KeyGuardClient } from '@keyguard/core';
 import { indexedDbKeyStore } from '@keyguard/storage-indexeddb';
 
 const messages = [{ role: 'user', content: 'Hello?' }];
 const apiKey = 'kept by KeyGuard';
 const guardOf = (origin) => new KeyGuardClient({ origin, keyStore: indexedDbKeyStore() });
-const sdks = {
-  openai(origin, { fetch }) {
-    const sdk = new OpenAI({ baseURL: origin + '/proxy/openai/v1', apiKey, fetch, dangerouslyAllowBrowser: true });
-    return {
-      plain: async (model) => (await sdk.chat.completions.create({ model, messages })).choices[0].message.content,
-      async *stream(model) {
-        for await (const { choices } of await sdk.chat.completions.create({ model, messages, stream: true })) if (choices[0]) yield choices[0].delta.content;
-      },
-      upload: async (file) => (await sdk.files.create({ purpose: 'user_data', file })).id,
-    };
+const openaiCalls = (sdk) => ({
+  plain: async (model) => (await sdk.chat.completions.create({ model, messages })).choices[0].message.content,
+  async *stream(model) {
+    for await (const { choices } of await sdk.chat.completions.create({ model, messages, stream: true })) if (choices[0]) yield choices[0].delta.content;
   },
+  upload: async (file) => (await sdk.files.create({ purpose: 'user_data', file })).id,
+});
+const sdks = {
+  openai: (origin, { fetch }) => openaiCalls(new OpenAI({ baseURL: origin + '/proxy/openai/v1', apiKey, fetch, dangerouslyAllowBrowser: true })),
+  azure: (origin, { fetch }) => openaiCalls(new AzureOpenAI({ endpoint: origin + '/proxy/azure', apiKey, apiVersion: '2025-04-01-preview', fetch, dangerouslyAllowBrowser: true })),
   anthropic(origin, { fetch }) {
     const sdk = new Anthropic({ baseURL: origin + '/proxy/anthropic', apiKey, fetch, dangerouslyAllowBrowser: true });
     return {
@@ -121,7 +120,7 @@ async function startFake(subject: Subject, key: string): Promise<{ readonly orig
   };
 }
 
-const TITLES: Readonly<Record<string, string>> = { openai: 'openai, current', anthropic: '@anthropic-ai/sdk, current', google: '@google/genai, current' };
+const TITLES: Readonly<Record<string, string>> = { openai: 'openai, current', azure: 'openai for Azure, current', anthropic: '@anthropic-ai/sdk, current', google: '@google/genai, current' };
 const PROVIDERS = Object.keys(TITLES);
 const ADMIN = { email: 'admin@example.com', password: 'a long and quiet password' };
 
@@ -147,6 +146,8 @@ describe('in a browser', { timeout: 60_000 }, () => {
       KEYGUARD_ADMIN_PASSWORD: ADMIN.password,
       OPENAI_API_KEY: 'key-of-openai',
       OPENAI_BASE_URL: `${fakes.get('openai')!.origin}/v1`,
+      AZURE_OPENAI_API_KEY: 'key-of-azure',
+      AZURE_OPENAI_ENDPOINT: fakes.get('azure')!.origin,
       ANTHROPIC_API_KEY: 'key-of-anthropic',
       ANTHROPIC_BASE_URL: fakes.get('anthropic')!.origin,
       GOOGLE_API_KEY: 'key-of-google',
@@ -172,8 +173,15 @@ describe('in a browser', { timeout: 60_000 }, () => {
     it('gets an answer, and a stream word by word', async () => {
       expect(await inPage(provider, 'plain', 'fine')).toEqual({ words: [WORDS.join('')] });
       expect(await inPage(provider, 'stream', 'fine')).toEqual({ words: WORDS });
-      const { rawHeaders } = fakes.get(provider)!.calls.at(-1)!;
+      const { rawHeaders, url, headers } = fakes.get(provider)!.calls.at(-1)!;
       expect(rawHeaders.join('\n')).not.toMatch(/keyguard-|kept by|stainless|origin|referer|sec-|dangerous/i);
+      // Its own key in its own header, once, and that of nobody else.
+      expect(rawHeaders.filter((text) => text.includes('key-of-'))).toEqual([expect.stringMatching(new RegExp(`^(?:Bearer )?key-of-${provider}$`))]);
+      expect(url).not.toMatch(/kept|key/i);
+      if (provider === 'azure') {
+        expect(url).toBe('/openai/deployments/fine/chat/completions?api-version=2025-04-01-preview');
+        expect([headers['api-key'], headers.authorization]).toEqual(['key-of-azure', undefined]);
+      }
     });
 
     it('uploads to the byte, or is told that it cannot', async () => {
