@@ -4,7 +4,7 @@
  * missing in what the service counted from its audit log.
  */
 import { setTimeout as pause } from 'node:timers/promises';
-import { NO_REDIS, startPostgres, startRedis } from './databases.ts';
+import { NO_REDIS, startPostgres, startRedis, type PostgresServer } from './databases.ts';
 import { messageOf, start } from './processes.ts';
 import { PINNING, residentMiB, startBare, startPortkey, startProvider, startService, timeStarts, type Ask, type Contestant, type StartedService } from './proxy-contestants.ts';
 import { EVENT_EVERY_MS, EVENTS, FIRST_EVENT_AFTER_MS, type Slice, type SliceReport } from './proxy-task.ts';
@@ -14,6 +14,7 @@ import { budgetOf, median, pairedMedian } from './rounds.ts';
 const DIRECT = 'direct, no proxy';
 const BARE = 'node:http proxy';
 const BARE_VERIFY = 'node:http proxy + one bare verify';
+const BARE_COMMITS = 'node:http proxy + one bare verify + three bare commits';
 const PORTKEY = 'Portkey gateway';
 const SERVICES = ['KeyGuard on PGlite', 'KeyGuard on PostgreSQL', 'KeyGuard on PostgreSQL and Redis'] as const;
 const CONNECTIONS = 32;
@@ -73,6 +74,14 @@ async function measure(contestants: ReadonlyMap<string, Contestant>, ask: Ask, s
   return { reports, calls };
 }
 
+/** What the bare proxy that writes needs, in a database of its own. */
+async function bareTables(postgres: PostgresServer): Promise<string> {
+  const { appUrl, superuser } = await postgres.open();
+  await superuser.query('CREATE TABLE bare_nonces (nonce text PRIMARY KEY); CREATE TABLE bare_records (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, entry bytea NOT NULL)');
+  await superuser.query('GRANT INSERT ON bare_nonces, bare_records TO PUBLIC');
+  return appUrl;
+}
+
 /** Every call that was answered is on record with its end, or this run shows nothing. */
 async function demandAllOnRecord(name: string, service: StartedService, calls: number): Promise<void> {
   let counted = 0;
@@ -117,8 +126,9 @@ export const proxy: Suite = async ({ quick, smoke }) => {
     if (redis !== null) services.set(SERVICES[2], await startService({ upstreamPort, environment: { ...(await onPostgres()), REDIS_URL: redis.url } }, ask, onStop));
     const contestants = new Map<string, Contestant>([
       [DIRECT, direct],
-      [BARE, await startBare({ upstreamPort, verify: false }, onStop)],
-      [BARE_VERIFY, await startBare({ upstreamPort, verify: true }, onStop)],
+      [BARE, await startBare({ upstreamPort, verify: false, commitsTo: null }, onStop)],
+      [BARE_VERIFY, await startBare({ upstreamPort, verify: true, commitsTo: null }, onStop)],
+      [BARE_COMMITS, await startBare({ upstreamPort, verify: true, commitsTo: await bareTables(postgres) }, onStop)],
       [PORTKEY, portkey],
       ...services,
     ]);
@@ -157,6 +167,11 @@ function describeReports(reports: ReadonlyMap<string, Reports>, versions: { read
     value: pairedMedian([name, BARE].map((each) => series(each, 'streamed', of)), (mine, bare) => mine! - bare!),
     goal: atMost === null ? null : { atMost },
   });
+  const ofCommits = (name: string): Ratio => ({
+    name: `${name}: added p50 / that of three bare commits`,
+    value: pairedMedian([name, DIRECT, BARE_COMMITS].map((each) => series(each, 'alone', 'p50Ms')), (mine, least, theirs) => (mine! - least!) / (theirs! - least!)),
+    goal: null,
+  });
   const whole = 'KeyGuard does all that it does in use: signature, replay claim, device, an audit entry before the call and one before its end, metering, rate limits.';
   return [
     {
@@ -166,14 +181,14 @@ function describeReports(reports: ReadonlyMap<string, Reports>, versions: { read
         `the one that npm installs, with which it answers 500 to every stream. PostgreSQL ${versions.postgres}, with each commit on the disk.`,
       unit: 'ms',
       rows: rows('alone', 'p50Ms'),
-      ratios: ours.flatMap((name) => [added(name, 'p50Ms'), added(name, 'p99Ms')]),
+      ratios: ours.flatMap((name) => [added(name, 'p50Ms'), added(name, 'p99Ms'), ofCommits(name)]),
     },
     {
       title: `A gateway: ${CONNECTIONS} connections`,
       about: 'The same requests, one in flight on each of as many connections.',
       unit: 'requests/s',
       rows: rows('together', 'perSecond'),
-      ratios: ours.flatMap((name) => [rate(name, PORTKEY, 3), rate(name, BARE_VERIFY, 0.6), rate(name, BARE, null)]),
+      ratios: ours.flatMap((name) => [rate(name, PORTKEY, 3), rate(name, BARE_VERIFY, 0.6), rate(name, BARE_COMMITS, null), rate(name, BARE, null)]),
     },
     {
       title: 'A gateway: the first byte of a stream',
