@@ -1,7 +1,8 @@
 /** What ends with a change of how somebody is known, and with a sign-out: the cookie, the bearer and every JWT of the session. */
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { backends, type Backend, type CallAnswer } from '../stage.ts';
-import { bearerOf, PASSWORD, setUpFactor, startStage, type Authenticator, type SignedIn, type Stage } from './stage.ts';
+import { codeOfStep, stepAt } from '../../src/auth/totp.ts';
+import { bearerOf, fromBase32, PASSWORD, setUpFactor, startStage, type Authenticator, type SignedIn, type Stage } from './stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
@@ -68,6 +69,17 @@ describe.each(backends())('a session on %s', (_title, open) => {
     const before = await endOf(eve.token);
     const { token } = await setUpFactor(stage, eve.token);
     expect(await endOf(token)).toBe(before);
+  });
+
+  it('is one of twenty that activate the same factor at once', async () => {
+    const carl = await stage.newPerson('carl');
+    const begun = await stage.call('POST', '/api/auth/second-factor', { token: carl.token, body: { password: PASSWORD } });
+    const code = codeOfStep(fromBase32(begun.json.secret), stepAt(stage.time.nowMs()));
+    const answers = await Promise.all(Array.from({ length: 20 }, () => stage.call('POST', '/api/auth/second-factor/activate', { token: carl.token, body: { code } })));
+    const made = answers.filter(({ status }) => status === 200);
+    expect(made).toHaveLength(1);
+    expect(answers.every(({ status, headers }) => (status === 200) === headers.has('set-auth-token'))).toBe(true);
+    expect((await stage.call('GET', '/api/sessions', { token: bearerOf(made[0]!) })).json.data).toHaveLength(1);
   });
 
   it('is not made of a JWT: whoever has no more than that activates and removes nothing', async () => {
