@@ -4,13 +4,13 @@
  * `start.slow.test.ts`.
  */
 import { createHash } from 'node:crypto';
-import { existsSync } from 'node:fs';
-import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { PGlite } from '@electric-sql/pglite';
 import { pgliteClient } from '@keyguard/storage-node/postgres';
+import { madeOnce } from '../../../scripts/made-once.ts';
 import { migrateAll } from '../src/db/migrate.ts';
 
 const CACHE = fileURLToPath(new URL('../node_modules/.cache/keyguard-test/', import.meta.url));
@@ -27,29 +27,20 @@ async function template(): Promise<string> {
   for (const directory of MIGRATIONS) {
     for (const name of (await readdir(directory)).toSorted()) hash.update(`\0${name}\0`).update(await readFile(join(directory, name)));
   }
-  const path = join(CACHE, `image-${hash.digest('hex').slice(0, 16)}`);
-  if (existsSync(path)) return path;
-  await mkdir(CACHE, { recursive: true });
-  const draft = await mkdtemp(join(CACHE, 'draft-'));
-  const database = await PGlite.create(join(draft, 'database'));
-  await migrateAll(pgliteClient(database));
-  const { rows } = await database.query<{ oid: number }>(TEMPLATES);
-  await database.close();
-  for (const { oid } of rows) {
-    const unused = join(draft, 'database', 'base', String(oid));
-    for (const name of await readdir(unused)) await rm(join(unused, name));
-  }
-  const small = await PGlite.create(join(draft, 'database'));
-  await writeFile(join(draft, 'database.tar'), await small.dumpDataDir('none').then((blob) => blob.bytes()));
-  await small.close();
-  try {
-    await rename(draft, path);
-  } catch (error) {
-    // Another worker was first.
-    if (!existsSync(path)) throw error;
-    await rm(draft, { recursive: true, force: true });
-  }
-  return path;
+  return madeOnce(join(CACHE, `image-${hash.digest('hex').slice(0, 16)}`), async (draft) => {
+    const folder = join(draft, 'database');
+    const database = await PGlite.create(folder);
+    await migrateAll(pgliteClient(database));
+    const { rows } = await database.query<{ oid: number }>(TEMPLATES);
+    await database.close();
+    for (const { oid } of rows) {
+      const unused = join(folder, 'base', String(oid));
+      for (const name of await readdir(unused)) await rm(join(unused, name));
+    }
+    const small = await PGlite.create(folder);
+    await writeFile(join(draft, 'database.tar'), await (await small.dumpDataDir('none')).bytes());
+    await small.close();
+  });
 }
 
 /** Puts one at `path`, of which only the parents may be there. */

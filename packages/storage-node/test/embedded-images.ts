@@ -4,10 +4,11 @@
  */
 import { PGlite } from '@electric-sql/pglite';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { madeOnce } from '../../../scripts/made-once.ts';
 import { migrate, pgliteClient } from '../src/postgres.ts';
 
 export interface Images {
@@ -28,14 +29,9 @@ export function embeddedImages(): Promise<Images> {
 }
 
 async function keptOrMade(): Promise<Images> {
-  const path = join(CACHE, `images-${await fingerprint()}`);
-  return read(path).catch(async () => {
-    await make(path);
-    return read(path);
-  });
+  const path = await madeOnce(join(CACHE, `images-${await fingerprint()}`), make);
+  return { empty: await readFile(join(path, 'empty.tar')), migrated: await readFile(join(path, 'migrated.tar')) };
 }
-
-const read = async (path: string): Promise<Images> => ({ empty: await readFile(join(path, 'empty.tar')), migrated: await readFile(join(path, 'migrated.tar')) });
 
 async function fingerprint(): Promise<string> {
   const hash = createHash('sha256').update(await readFile(join(dirname(createRequire(import.meta.url).resolve('@electric-sql/pglite')), '../package.json')));
@@ -45,15 +41,11 @@ async function fingerprint(): Promise<string> {
   return hash.digest('hex').slice(0, 16);
 }
 
-async function make(path: string): Promise<void> {
-  await mkdir(CACHE, { recursive: true });
-  const draft = await mkdtemp(join(CACHE, 'draft-'));
+async function make(draft: string): Promise<void> {
   const database = await PGlite.create();
   const keep = async (name: string): Promise<void> => writeFile(join(draft, name), await (await database.dumpDataDir('none')).bytes());
   await keep('empty.tar');
   await migrate(pgliteClient(database));
   await keep('migrated.tar');
   await database.close();
-  // Another worker may be first: then its images are there, and these are of no use.
-  await rename(draft, path).catch(() => rm(draft, { recursive: true, force: true }));
 }

@@ -12,8 +12,8 @@ export interface FormField {
   readonly text: string | null;
 }
 
-// No semicolon: some split there, also inside quotes.
-const DISPOSITION = /^content-disposition: ?form-data; ?name="([^"\\%;\r\n]{1,200})"(?:; ?filename="([^"\\;\r\n]*)")?$/i;
+// No semicolon: some split there, also inside quotes. A name in ASCII alone: some take a byte order mark off it.
+const DISPOSITION = /^content-disposition: ?form-data; ?name="([ !#$&-:<-[\]-~]{1,200})"(?:; ?filename="([^"\\;\r\n]*)")?$/i;
 const TYPE = /^content-type: ?[\x20-\x7e]{1,200}$/i;
 const MAX_FIELDS = 200;
 const DASHES = 2;

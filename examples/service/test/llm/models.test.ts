@@ -119,6 +119,7 @@ describe('the model of a call', () => {
     ['beside a boundary without its dashes', form([...plain, ['name="file"; filename="x"', 'x\r\n-b0']])],
     ['beside a name within quotes', form([...plain, ['name="x; name=model"', 'b']])],
     ['beside a name in the name of a file', form([...plain, ['name="file"; filename="x; name=model"', 'b']])],
+    ['beside another behind a byte order mark', form([...plain, ['name="\ufeffmodel"', 'b']])],
     ['with a folded head', form([['name="x";\r\n name="model"', 'a']])],
   ])('in a form named %s is unclear', (_title, body) => {
     expect(modelsOf('openai', 'audio/transcriptions', body, FORM).kind).toBe('unclear');
