@@ -151,11 +151,11 @@ describe('two services on one PostgreSQL', () => {
       GOOGLE_GEMINI_BASE_URL: talker.origin,
       LOG_LEVEL: 'info',
     };
-    first = await startService(deployment.folder, { ...environment, ...owner, DATABASE_URL });
+    first = await startService(deployment.folder, { ...environment, ...owner, DATABASE_URL }, { isMeasured: true });
     const url = new URL(DATABASE_URL);
     wire = await startWire({ host: url.hostname, port: Number(url.port) });
     [url.hostname, url.port] = ['127.0.0.1', String(wire.port)];
-    second = await startService(secondFolder, { ...environment, DATABASE_URL: url.href });
+    second = await startService(secondFolder, { ...environment, DATABASE_URL: url.href }, { isMeasured: true });
     const signedIn = await call('POST', '/api/auth/sign-in/email', { body: ADMIN });
     admin = signedIn.headers.get('set-auth-token')!;
   });

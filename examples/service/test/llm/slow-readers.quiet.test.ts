@@ -56,7 +56,7 @@ describe('slow readers', { timeout: 120_000 }, () => {
       KEYGUARD_ADMIN_PASSWORD: ADMIN.password,
       OPENAI_API_KEY: 'sk-test-key',
       OPENAI_BASE_URL: `http://127.0.0.1:${(upstream.address() as AddressInfo).port}/v1`,
-    });
+    }, { isMeasured: true });
     const token = (await call('POST', '/api/auth/sign-in/email', { body: ADMIN })).headers.get('set-auth-token')!;
     const { code } = (await call('POST', '/api/enrollment-codes', { token, body: {} })).json;
     client = new KeyGuardClient({ origin: service.origin, keyStore: memoryKeyStore() });

@@ -77,7 +77,7 @@ export async function measureStorm(backend: Backend, { program, order, rounds, i
     OPENAI_API_KEY: 'sk-storm-key',
     OPENAI_BASE_URL: upstream.baseUrl,
     TRUST_PROXY: '1',
-  });
+  }, { isMeasured: true });
   const stormer = spawn(process.execPath, [fileURLToPath(new URL(program, import.meta.url))], { stdio: ['pipe', 'pipe', 'inherit'] });
   try {
     const answers = createInterface({ input: stormer.stdout })[Symbol.asyncIterator]();
