@@ -64,7 +64,7 @@ interface Step {
 }
 
 export interface EnvFiles {
-  /** @throws HttpProblem `invalid_request` for a file with an invalid line, unless it is a dry run */
+  /** @throws HttpProblem `invalid_request` for a file with an invalid line, unless it is a dry run; `name_taken` for a name whose secret the caller may not see */
   importFile(principal: Principal, options: ImportOptions): Promise<ImportReport>;
   /** @throws HttpProblem `forbidden` where one of them may be seen and not revealed, `not_exportable` for what has no such form */
   exportFile(principal: Principal, options: ExportOptions): Promise<{ readonly type: string; readonly text: string; readonly count: number }>;
@@ -148,8 +148,8 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
     return { applied, variables: [...done, ...wrong].toSorted((a, b) => a.line - b.line) };
   }
 
-  /** `false` where one of them has changed since it was looked at; then nothing was written. */
-  async function apply(principal: Principal, steps: readonly Step[], projectId: string | null): Promise<boolean> {
+  /** Why nothing was written, where one of them has changed since it was looked at, or a name is taken; `null` where all were. */
+  async function apply(principal: Principal, steps: readonly Step[], projectId: string | null): Promise<'changed' | 'name_taken' | null> {
     class Changed extends Error {}
     try {
       await asUser(sql, principal.userId, async (tx) => {
@@ -170,10 +170,11 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
         for (const version of made) await parts.append(tx, principal, version, 'secret.add_version', via);
         for (const { made: sealed } of steps) if (sealed !== null) await parts.insert(tx, principal, sealed, via);
       });
-      return true;
+      return null;
     } catch (error) {
       // A name that was taken meanwhile is looked at again, too.
-      if (error instanceof Changed || (error instanceof HttpProblem && (error.code === 'name_taken' || error.code === 'not_found'))) return false;
+      if (error instanceof HttpProblem && error.code === 'name_taken') return error.code;
+      if (error instanceof Changed || (error instanceof HttpProblem && error.code === 'not_found')) return 'changed';
       throw error;
     }
   }
@@ -193,6 +194,7 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
       const { variables, invalid: unreadable } = readEnv(options.text);
       const unread = unreadable.map(({ line, name, problem }): ImportedVariable => ({ line, name, outcome: 'invalid', secretId: null, problem }));
       if (variables.length > MAX_VARIABLES) throw new HttpProblem('invalid_request', `text: it has more than ${MAX_VARIABLES} variables.`);
+      let hindrance: 'changed' | 'name_taken' | null = null;
       for (let tries = 0; tries < MAX_TRIES; tries += 1) {
         const { steps, wrong } = await plan(principal, variables, unread.length > 0 ? { ...options, dryRun: true } : options);
         const invalids = [...unread, ...wrong];
@@ -201,8 +203,11 @@ export function envFiles({ sql, store, mayReveal }: EnvFilesOptions): EnvFiles {
           const said = invalids.slice(0, 10).map(({ line, name, problem }) => `line ${line}${name === null ? '' : ` (${name})`}: ${problem}`);
           throw new HttpProblem('invalid_request', `Nothing was imported. ${said.join('; ')}${invalids.length > 10 ? '; and more' : ''}`);
         }
-        if (await apply(principal, steps, options.projectId)) return report(steps, [], true);
+        hindrance = await apply(principal, steps, options.projectId);
+        if (hindrance === null) return report(steps, [], true);
       }
+      // Each time, and never seen: whoever asks may make secrets and not read which there are.
+      if (hindrance === 'name_taken') throw new HttpProblem('name_taken', 'Secrets of some of these names are there already, and you may not see them: nothing was imported.');
       throw new UnavailableError('secrets', 'The secrets of these names are being changed all the time: nothing was imported.', { code: 'overloaded' });
     },
 

@@ -111,7 +111,7 @@ export function secretOperations({ sql, store, demandStepUp, clock = systemClock
           'A variable that is there under its name gets a new version. Where the caller may reveal it at this moment it is compared first, which is on record as a reveal, and stays as it is if it is the same. A dry run says what would be done.',
         body: importBody,
         answers: { 200: { description: 'What was done, or would be', json: importReport } },
-        problems: ['not_found', 'secret_expired', 'quota_exceeded'],
+        problems: ['not_found', 'secret_expired', 'name_taken', 'quota_exceeded'],
       },
       async ({ body: { text, project_id: projectId, tags, dry_run: dryRun }, principal }) => ({
         json: importJson(await files.importFile(principal, { text, projectId, tags, dryRun })),

@@ -79,4 +79,12 @@ describe.each(backends())('an import on %s', (_title, open) => {
     stage.policy = DEFAULT_SIGN_IN_POLICY;
     expect(await reveals(`service_account:${made.json.id}`)).toHaveLength(expected === 'unchanged' ? 2 : 0);
   });
+
+  it('of a program that may make secrets and not read which there are says that the name is taken', async () => {
+    const made = await stage.call('POST', '/api/service-accounts', { token: factor.token, body: { name: 'that only makes', scopes: ['secrets:create'] } });
+    const importing = (): ReturnType<typeof stage.call> => stage.call('POST', '/api/secrets/import', { token: made.json.token, body: { text: 'MADE_BLINDLY=1\n' } });
+    expect((await importing()).status).toBe(200);
+    const again = await importing();
+    expect([again.status, again.json.code]).toEqual([409, 'name_taken']);
+  });
 });

@@ -86,6 +86,8 @@ describe('two services on one PostgreSQL', () => {
     const grantedMs = performance.now();
     while ((await statusOf('/api/openapi.json')) !== 200 && performance.now() - grantedMs < 15_000) await pause(20);
     const healedMs = performance.now() - grantedMs;
+    // It has missed them for as long, and is asked next.
+    while ((await atFirst('GET', '/api/openapi.json')).status !== 200 && performance.now() - grantedMs < 15_000) await pause(20);
     process.stdout.write(`unreadable settings held for ${heldMs.toFixed(0)} ms, and were known again after ${healedMs.toFixed(0)} ms\n`);
     expect(heldMs).toBeGreaterThan(4000);
     expect(heldMs).toBeLessThan(7000);
