@@ -251,7 +251,10 @@ export function createLinks({ sql, keys, audit, access, secrets, limits, quotas 
       const value = await valueFor(row);
       if (value === null) return refuse('no_longer_shared');
       const viewsLeft = await claim(row);
-      return viewsLeft === null ? refuse('used_up') : { value, viewsLeft, expiresAtMs: Number(row.expires_at_ms) };
+      if (viewsLeft !== null) return { value, viewsLeft, expiresAtMs: Number(row.expires_at_ms) };
+      // Ended since it was looked at: the row says how.
+      const ended = await find(row.token_hash);
+      return refuse((ended === null ? null : await whyNot(ended)) ?? 'used_up');
     },
   };
 }

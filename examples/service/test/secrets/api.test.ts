@@ -4,22 +4,9 @@ import { parse } from 'dotenv';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { startInProcess, type Stage } from '../matrix/stage.ts';
 import type { CallAnswer } from '../stage.ts';
+import { CERTIFICATE } from './stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 180_000 });
-
-// Of nobody: its key was thrown away.
-const CERTIFICATE = `-----BEGIN CERTIFICATE-----
-MIIBfjCCASWgAwIBAgIURWcR4Prp5eoDs6RwQWz0LTiShgswCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzA0MjMwOVoYDzIxMjYxMDMw
-MDQyMzA5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAAQyMCltm9x2SAMLTUBwHYnQFnMyAg0FtgzJOYPpB/EvQ6LAg+sMq6my
-fxAqhZfhlMuCIoJw54uCRu6omy02LV8bo1MwUTAdBgNVHQ4EFgQUIjMbwUzRuvXq
-0MDJh6DnAb4+/AAwHwYDVR0jBBgwFoAUIjMbwUzRuvXq0MDJh6DnAb4+/AAwDwYD
-VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiAzniCvt8es3JLpafyqEouZ
-Px0GuEKHa5Z2snaoETBRoAIgbttEhQhd7fqRoykwr4zkdLVXwV8WinkrwB1Bc669
-JMc=
------END CERTIFICATE-----
-`;
 
 describe('/api/secrets', () => {
   let stage: Stage;

@@ -15,6 +15,21 @@ import { createAccess, type Access } from '../../src/roles/access.ts';
 import { createSecretStore, type SecretStore, type SecretStoreOptions } from '../../src/secrets/store.ts';
 import { folder, postgresBackend, remove, type PostgresBackend } from '../stage.ts';
 import { migratedAt } from '../migrated.ts';
+import type { Stage as RoleStage } from '../roles/stage.ts';
+
+/** Good until 2126, and of nobody: its key was thrown away. */
+export const CERTIFICATE = `-----BEGIN CERTIFICATE-----
+MIIBfjCCASWgAwIBAgIURWcR4Prp5eoDs6RwQWz0LTiShgswCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzA0MjMwOVoYDzIxMjYxMDMw
+MDQyMzA5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAQyMCltm9x2SAMLTUBwHYnQFnMyAg0FtgzJOYPpB/EvQ6LAg+sMq6my
+fxAqhZfhlMuCIoJw54uCRu6omy02LV8bo1MwUTAdBgNVHQ4EFgQUIjMbwUzRuvXq
+0MDJh6DnAb4+/AAwHwYDVR0jBBgwFoAUIjMbwUzRuvXq0MDJh6DnAb4+/AAwDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiAzniCvt8es3JLpafyqEouZ
+Px0GuEKHa5Z2snaoETBRoAIgbttEhQhd7fqRoykwr4zkdLVXwV8WinkrwB1Bc669
+JMc=
+-----END CERTIFICATE-----
+`;
 
 export interface SecretStage {
   readonly sql: SqlClient;
@@ -121,4 +136,9 @@ export async function openSecretStage({ connections = 10 }: SecretStageOptions =
       await remove(keyDirectory);
     },
   };
+}
+
+/** For rows of roles and projects, which nobody of those who act here may write. */
+export function roleStage({ superuser, keys, clock }: SecretStage): RoleStage {
+  return { sql: { query: async <Row>(text: string, params?: readonly unknown[]) => ({ rows: await superuser<Row>(text, params) }) }, rowMacKey: keys.rowMacKey, clock } as unknown as RoleStage;
 }

@@ -13,8 +13,8 @@ import { readSealed, rewrapRows, writeRewrapped } from '../../src/keys/sealed-ta
 import { sealedVersions, SECRETS_TABLE, versionsOfSecrets, type HeldSecret } from '../../src/secrets/rows.ts';
 import { stateOf, type NewSecret, type SecretStore } from '../../src/secrets/store.ts';
 import { backends } from '../stage.ts';
-import { addProject, addRole, assign, person, program, type Stage as RoleStage } from '../roles/stage.ts';
-import { openSecretStage, type SecretStage } from './stage.ts';
+import { addProject, addRole, assign, person, program } from '../roles/stage.ts';
+import { openSecretStage, roleStage, type SecretStage } from './stage.ts';
 
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
@@ -109,7 +109,7 @@ describe.each(backends())('secrets on %s', () => {
   });
 
   it('goes by roles in its project, one permission at a time, also where only the database asks', async () => {
-    const rows = { sql: { query: async <Row>(text: string, params?: readonly unknown[]) => ({ rows: await stage.superuser<Row>(text, params) }) }, rowMacKey: stage.keys.rowMacKey, clock: stage.clock } as unknown as RoleStage;
+    const rows = roleStage(stage);
     const projectId = await addProject(rows, 'ann');
     const { secret } = await create('of the project', { projectId });
     await assign(rows, { userId: 'reader', roleId: await addRole(rows, 'reads secrets', ['secrets:read']), projectId });
