@@ -78,6 +78,24 @@ describe('the last word', () => {
     await append(entry('secret.restore_version', 'secret:d', { version: 3 }));
     expect(await lastWord('version', 'secret:d')).toMatchObject({ version: 3 });
   });
+
+  it('of chains before this one is not an older one where the newest cannot be read', async () => {
+    for (const [name, version] of [['legible', 1], ['illegible', 2]] as const) {
+      const { audit } = await stage.replica({ origin: auditOrigin(`${log.keys.deploymentId}-${name}`) });
+      await audit.sink.append([entry('secret.add_version', 'secret:j', { version })]);
+    }
+    await stage.tamper(`UPDATE ${LOGS} SET entry = entry || '}'::bytea WHERE resource = 'secret:j' AND origin LIKE '%-illegible%'`);
+    expect(await lastWord('version', 'secret:j')).toBeNull();
+  });
+
+  it('is found in a chain that is shorter than the one where it was before', async () => {
+    const [before, now] = await Promise.all(['before', 'now'].map((name) => stage.replica({ origin: auditOrigin(`${log.keys.deploymentId}-${name}`) })));
+    await before!.audit.sink.append([entry('secret.reveal', 'secret:k'), entry('secret.create', 'secret:k', { version: 1 })]);
+    const of = announcements(options({ origin: now!.audit.origin }));
+    expect(await lastWord('version', 'secret:k', of)).toMatchObject({ version: 1 });
+    await now!.audit.sink.append([entry('secret.add_version', 'secret:k', { version: 2 })]);
+    expect(await lastWord('version', 'secret:k', of)).toMatchObject({ version: 2 });
+  });
 });
 
 describe('what was seen once', () => {
@@ -88,6 +106,17 @@ describe('what was seen once', () => {
     await stage.tamper(`DELETE FROM ${LOGS} WHERE resource = 'secret:e' AND action = 'secret.add_version'`);
     expect(await lastWord('version', 'secret:e', of)).toBeNull();
     expect(await lastWord('version', 'secret:e')).toMatchObject({ version: 1 });
+  });
+
+  it('is missed also where an older one was read after it', async () => {
+    await append(entry('secret.create', 'secret:l', { version: 1 }));
+    const of = announcements(options());
+    const older = (await asJobs(stage.sql, (tx) => of.newest(tx, 'version', 'secret:l')))!;
+    await append(entry('secret.add_version', 'secret:l', { version: 2 }));
+    expect(await lastWord('version', 'secret:l', of)).toMatchObject({ version: 2 });
+    expect(await of.entryIn(older, 'version', 'secret:l')).toMatchObject({ version: 1 });
+    await stage.tamper(`DELETE FROM ${LOGS} WHERE resource = 'secret:l' AND action = 'secret.add_version'`);
+    expect(await lastWord('version', 'secret:l', of)).toBeNull();
   });
 
   it('is not what a transaction looked at that may be rolled back', async () => {

@@ -2,6 +2,7 @@
 import { appendFile, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { auditCheckpoint, signCheckpoint } from '@keyguard/core/checkpoint';
 import { appendLeaves, consistencyProof, emptyTree, inclusionProof, treeRoot, verifyConsistency, verifyInclusion } from '@keyguard/core/merkle';
 import { rootAt } from '../../src/audit/checkpoint-store.ts';
 import { keptCheckpoints } from '../../src/audit/kept.ts';
@@ -94,7 +95,12 @@ describe('checkpoints', () => {
     now += 61_000;
     await checkpoints.tick();
     expect((await store.newest())!.size).toBe(251);
-    expect((await store.verify((await kept.newest())!)).size).toBe(251);
+    // A clock that went back puts nothing off.
+    await fill(audit, 1);
+    now -= 600_000;
+    await checkpoints.tick();
+    expect((await store.newest())!.size).toBe(252);
+    expect((await store.verify((await kept.newest())!)).size).toBe(252);
     expect(await kept.verifierKeys()).toEqual([store.verifierKey]);
   });
 
@@ -122,6 +128,12 @@ describe('checkpoints', () => {
     const later = await stage.replica({ origin: 'dead', everyEntries: 5, clock: { nowMs: () => Date.now() + 30_000 } });
     await later.checkpoints.tick();
     expect((await later.store.newest())!.size).toBe(5);
+    // And where its turn lasts longer than any does, because its clock was ahead.
+    const ahead = await stage.replica({ origin: 'ahead', everyEntries: 5 });
+    await fill(ahead.audit, 5);
+    await stage.superuser.query("INSERT INTO keyguard.audit_checkpoint_turns VALUES ('ahead', 'somebody', $1)", [Date.now() + 3_600_000]);
+    await ahead.checkpoints.tick();
+    expect((await ahead.store.newest())!.size).toBe(5);
   });
 
   it('are not signed over what a writer of the database has added or changed, and nothing is appended after that is seen', async () => {
@@ -129,6 +141,7 @@ describe('checkpoints', () => {
       ['a new entry changed', `UPDATE keyguard.secret_audit_logs SET entry = convert_to(replace(convert_from(entry, 'UTF8'), 'success', 'refused'), 'UTF8') WHERE origin = '%' AND seq = 15`],
       ['a signed entry of the open tile changed', `UPDATE keyguard.secret_audit_logs SET entry = convert_to(replace(convert_from(entry, 'UTF8'), 'success', 'refused'), 'UTF8') WHERE origin = '%' AND seq = 3`],
       ['the last ones dropped', `DELETE FROM keyguard.secret_audit_logs WHERE origin = '%' AND seq >= 5; UPDATE keyguard.audit_heads SET seq = 4 WHERE origin = '%'`],
+      ['the last new ones dropped, head left', `DELETE FROM keyguard.secret_audit_logs WHERE origin = '%' AND seq >= 15`],
     ];
     for (const [i, [what, statement]] of attacks.entries()) {
       const origin = `attack${i}`;
@@ -163,6 +176,19 @@ describe('checkpoints', () => {
     const restarted = await stage.replica({ origin, folder: witness.kept.folder });
     await expect(restarted.checkpoints.tick()).rejects.toThrow('its first 10 entries');
     expect(await gathered(witness.kept.all())).toEqual([known]);
+  });
+
+  it('are not signed where two of one size have different roots', async () => {
+    const { audit, checkpoints, store, kept, keys } = await stage.replica({ origin: 'forked' });
+    await fill(audit, 10);
+    await checkpoints.sign();
+    const other = await stage.replica({ origin: 'forked' });
+    await other.kept.add(await signCheckpoint(auditCheckpoint({ origin: 'forked', size: 10, root: new Uint8Array(32), headMac: new Uint8Array(32) }), keys.checkpointSigner));
+    await fill(audit, 5);
+    await expect(other.checkpoints.sign()).rejects.toThrow('two checkpoints of 10 entries have different roots');
+    expect([(await store.newest())!.size, other.audit.haltedBecause()]).toEqual([10, expect.stringContaining('different roots')]);
+    await checkpoints.sign();
+    expect((await store.verify((await kept.newest())!)).size).toBe(15);
   });
 
   it('are refused where a row is one that this deployment did not sign', async () => {

@@ -61,6 +61,11 @@ describe('a change of the MAC key', () => {
     await rotationOf(await stage.replica()).tick();
     await rotation.tick();
     expect(replica.keys.auditMac.macKey.keyId).toBe(to);
+    const { rows } = await stage.superuser.query<{ entry: Uint8Array }>("SELECT entry FROM keyguard.secret_audit_logs WHERE action LIKE 'audit_mac_key.%' ORDER BY seq DESC LIMIT 2");
+    expect(rows.map(({ entry }) => JSON.parse(Buffer.from(entry).toString('utf8')))).toMatchObject([
+      { action: 'audit_mac_key.promote', actor: 'system', from_key_id: before, to_key_id: to },
+      { action: 'audit_mac_key.rotate', actor: 'user:admin', from_key_id: before, to_key_id: to },
+    ]);
   });
 
   it('reaches a replica that heard of nothing when it meets the first entry under the new key', async () => {
@@ -79,6 +84,15 @@ describe('a change of the MAC key', () => {
       await deaf.audit.recordIn(tx, { action: 'test.deaf', outcome: 'success', actor: 'system' });
     });
     expect(new Set(await keyIds()).size).toBe((await keyIds()).length);
+    // Nor does one halt that appends nothing, and signs for what it cannot have heard of.
+    const signing = await stage.replica();
+    const last = await stage.replica();
+    const rotation = rotationOf(last);
+    await rotation.begin('user:admin');
+    await rotation.tick();
+    await fill(last.audit, 1);
+    await signing.checkpoints.sign();
+    expect(signing.audit.haltedBecause()).toBeNull();
     // Checkpoints span all of it.
     await deaf.checkpoints.sign();
     expect(deaf.audit.haltedBecause()).toBeNull();

@@ -132,6 +132,21 @@ describe('an acknowledged restore', () => {
       expect(second).not.toBe(token);
       await expect(ask(again, token)).rejects.toThrow(RolledBackError);
       expect((await ask(again, second)).number).toBe(2);
+      // What was lost before the first restore is still held to what was cited for it.
+      expect((await ask(late)).number).toBe(2);
+      await late.kept.add(await noteOf(710));
+      await expect(ask(late)).rejects.toThrow(/answered for with a checkpoint of 700 entries, and one of 710 is kept here/);
+    });
+  });
+
+  it('keeps what there is without a gap, whatever the database says that there is', async () => {
+    await whileTampered([...OLDER, 'DELETE FROM keyguard.secret_audit_logs WHERE seq BETWEEN 100 AND 109'], async () => {
+      const restored = await stage.replica();
+      await restored.kept.addVerifierKey(first.store.verifierKey);
+      await restored.kept.add((await gathered(first.kept.all()))[0]!);
+      const chain = await ask(restored, await tokenOf(ask(restored)));
+      const [record] = await gathered((await stage.replica({ origin: chain.origin })).audit.sink.read(0));
+      expect(readRestore(record!.bytes)!.keptSize).toBe(100);
     });
   });
 
