@@ -72,6 +72,23 @@ describe.each(backends())('a change of the root key on %s', (_title, openBackend
     expect(await opens(root)).toBe(true);
   });
 
+  it('changes nothing where a key was changed while all were wrapped anew', async () => {
+    const overtaken: SqlClient = {
+      query: (...asked) => sql.query(...asked),
+      transaction: (fn) =>
+        sql.transaction((tx) =>
+          fn({
+            async query(text, params) {
+              if (text.includes('FOR UPDATE')) await tx.query(`UPDATE keyguard.kek_keys SET wrapped = wrapped || '\\x00'::bytea WHERE purpose = 'kek'`);
+              return tx.query(text, params);
+            },
+          }),
+        ),
+    };
+    await expect(changeRoot(overtaken, root, file('overtaken.key'))).rejects.toThrow('changed while they were being wrapped anew');
+    expect([await opens(root), await opens(file('overtaken.key'))]).toEqual([true, false]);
+  });
+
   it('leaves exactly one root that opens, at whatever statement it dies, and can be done again', async () => {
     let [olds, news] = [0, 0];
     for (let statements = 1; statements <= 16; statements += 1) {

@@ -154,6 +154,36 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
     await asJobs(sql, (tx) => tx.query(`DELETE FROM keyguard.replicas WHERE id = 'late'`));
   });
 
+  it('puts no key out of use while a replica still seals under it', async () => {
+    const one = replica(await stage.again());
+    const id = await request();
+    const late = (primary: string, keys: readonly string[]): Promise<unknown> =>
+      asJobs(sql, (tx) =>
+        tx.query(
+          `INSERT INTO keyguard.replicas (id, kek_ids, primary_kek_id, seen_at_ms) VALUES ('late', $1::text[], $2, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+            ON CONFLICT (id) DO UPDATE SET kek_ids = excluded.kek_ids, primary_kek_id = excluded.primary_kek_id, seen_at_ms = excluded.seen_at_ms`,
+          [keys, primary],
+        ),
+      );
+    await late('none', []);
+    one.wake();
+    await reaches(id, 'distributing');
+    const { to_kek_id: newId, from_kek_id: oldId } = await rotationOf(id);
+    await late(oldId, [oldId, newId]);
+    const left = async (): Promise<number> => Number((await asJobs(sql, (tx) => tx.query<{ n: unknown }>('SELECT count(*) AS n FROM keyguard.secret_versions WHERE kek_id = $1', [oldId]))).rows[0]!.n);
+    await expect.poll(left, { timeout: 30_000, interval: 30 }).toBe(0);
+    for (let n = 0; n < 5; n += 1) {
+      await late(oldId, [oldId, newId]);
+      await pause(100);
+      expect([(await rotationOf(id)).state, await stateOf(oldId)]).toEqual(['rewrapping', 'decrypt-only']);
+    }
+    await late(newId, [oldId, newId]);
+    await reaches(id, 'done');
+    expect(await stateOf(oldId)).toBe('disabled');
+    await one.stop();
+    await asJobs(sql, (tx) => tx.query(`DELETE FROM keyguard.replicas WHERE id = 'late'`));
+  });
+
   it('goes on from where it was when whoever worked on it is gone, wherever that was', async () => {
     // Gone after as many statements, in the middle of whatever it was doing.
     for (const statements of [32, 60, 110]) {

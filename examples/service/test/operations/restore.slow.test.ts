@@ -50,6 +50,8 @@ async function restored(changed: readonly string[]): Promise<string> {
 }
 
 const withManifest = (change: object): string[] => lines.map((line) => (line.startsWith('{"manifest"') ? JSON.stringify({ manifest: { ...JSON.parse(line).manifest, ...change } }) : line));
+const manifest = (): { audit: { origin: string; seq: number; mac: string }[]; migrations: [string, string, string][] } =>
+  JSON.parse(lines.find((line) => line.startsWith('{"manifest"'))!).manifest;
 const forged = (all: readonly string[]): string[] => all.map((line) => line.replace('secret.reveal', 'secret.list').replace(Buffer.from('secret.reveal').toString('hex'), Buffer.from('secret.listed').toString('hex')));
 
 it('takes what is whole, and neither a log that the manifest keeps silent about nor a table that is left out or comes twice', async () => {
@@ -59,4 +61,15 @@ it('takes what is whole, and neither a log that the manifest keeps silent about 
   const at = lines.findIndex((line) => line.startsWith('{"table":"keyguard.disabled_people"'));
   expect(await restored(lines.toSpliced(at, 1))).toContain('lacks the table "keyguard.disabled_people"');
   expect(await restored(lines.toSpliced(at, 0, lines[at]!))).toContain('twice');
+});
+
+it('takes no log with an entry that was changed, or that ends elsewhere, and no backup of another version or of other columns', async () => {
+  const [log] = manifest().audit;
+  expect(await restored(forged(lines))).not.toBe('restored');
+  expect(await restored(withManifest({ audit: [{ ...log, seq: log!.seq - 1 }] }))).toContain('does not end where the backup says');
+  expect(await restored(withManifest({ audit: [{ ...log, mac: '00'.repeat(32) }] }))).toContain('does not end where the backup says');
+  expect(await restored(withManifest({ migrations: manifest().migrations.slice(1) }))).toContain('of another version');
+  const at = lines.findIndex((line) => line.startsWith('{"table":"keyguard.disabled_people"'));
+  const { columns, ...rest } = JSON.parse(lines[at]!) as { columns: string[] };
+  expect(await restored(lines.toSpliced(at, 1, JSON.stringify({ ...rest, columns: columns.toReversed() })))).toContain('not one of this version');
 });

@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { asAuth } from '../../src/db/as-user.ts';
 import { DEFAULT_SIGN_IN_POLICY } from '../../src/auth/policy.ts';
+import { codeOfStep, stepAt } from '../../src/auth/totp.ts';
 import { backends, type Backend, type CallAnswer } from '../stage.ts';
 import { bearerOf, fromBase32, PASSWORD, setUpFactor, startStage, type Authenticator, type SignedIn, type Stage } from './stage.ts';
 
@@ -51,6 +52,9 @@ describe.each(backends())('second factors on %s', (_title, open) => {
     expect((await stage.call('GET', '/api/devices', { token: factor.token })).status).toBe(200);
     expect((await stage.call('GET', '/api/auth/second-factor', { token: factor.token })).json).toMatchObject({ is_set_up: true, backup_codes_left: 10, proven_at: expect.any(String) });
     expect((await stage.call('POST', '/api/auth/second-factor', { token: factor.token, body: { password: PASSWORD } })).json.code).toBe('second_factor_exists');
+    // The code that made it count is used up by that.
+    expect((await stepUp(await halfSignIn(), factor.code())).json.code).toBe('second_factor_invalid');
+    await unlock();
   });
 
   it('keeps neither the secret nor a backup code in clear', async () => {
@@ -190,6 +194,8 @@ describe.each(backends())('second factors on %s', (_title, open) => {
     const without = await stage.call('POST', '/api/auth/second-factor/disable', { token, body: { password: PASSWORD, code: '000000' } });
     expect(without.json.code).toBe('second_factor_invalid');
     expect((await stage.call('POST', '/api/auth/second-factor/disable', { token, body: { password: PASSWORD, code: factor.next() } })).status).toBe(204);
+    // What the session has proven went with it: a later one is proven anew.
+    expect((await stage.call('GET', '/api/auth/second-factor', { token })).json).toMatchObject({ is_set_up: false, proven_at: null });
     const plain = await stage.signIn(ada.email);
     expect(plain.json.second_factor).toBe('none');
     token = bearerOf(plain);
@@ -240,10 +246,20 @@ describe.each(backends())('second factors on %s', (_title, open) => {
     stage.policy = DEFAULT_SIGN_IN_POLICY;
   });
 
+  it('counts for nothing before its first code', async () => {
+    const ida = await stage.newPerson('ida');
+    const begun = await stage.call('POST', '/api/auth/second-factor', { token: ida.token, body: { password: PASSWORD } });
+    const code = codeOfStep(fromBase32(begun.json.secret), stepAt(stage.time.nowMs()));
+    expect((await stepUp(ida.token, code)).json.code).toBe('second_factor_missing');
+    expect((await stage.call('POST', '/api/auth/second-factor/activate', { token: ida.token, body: { code } })).status).toBe(200);
+    await unlock();
+  });
+
   it('says nothing of codes and secrets in the audit log, and all that was done', async () => {
     const entries = await stage.auditEntries();
     const actions = new Set(entries.filter(({ outcome }) => outcome === 'success').map(({ action }) => action));
     for (const verb of ['begin', 'activate', 'prove', 'renew_backup_codes', 'disable', 'remove']) expect(actions).toContain(`second_factor.${verb}`);
+    expect(entries.filter(({ action, outcome }) => action === 'second_factor.remove' && outcome === 'success').map(({ actor, resource }) => [actor, resource])).toContainEqual([`user:${stage.admin.userId}`, `user:${ada.userId}`]);
     expect(entries.some(({ action, outcome, code }) => action === 'second_factor.prove' && outcome === 'refused' && code === 'second_factor_invalid')).toBe(true);
     const text = JSON.stringify(entries);
     for (const secret of [factor.secret, ...factor.backupCodes, PASSWORD]) expect(text).not.toContain(secret);

@@ -5,7 +5,7 @@ import { assertSafeRoles, nodeMacKey } from '@keyguard/storage-node/postgres';
 import type { Principal } from '../../src/auth/principal.ts';
 import { asJobs, asUser } from '../../src/db/as-user.ts';
 import { SCHEMAS } from '../../src/db/migrate.ts';
-import { createAccess, EVERYWHERE, type Access, type Governed } from '../../src/roles/access.ts';
+import { createAccess, EVERYWHERE, type Governed, type Reach, type ReachAccess } from '../../src/roles/access.ts';
 import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { prepareSystemRoles, SYSTEM_ROLES } from '../../src/roles/system-roles.ts';
 import { addProject, addRole, assign, openStage, person, program, type Stage } from './stage.ts';
@@ -16,7 +16,7 @@ vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 const DENIED = { cause: { message: 'SQLSTATE 42501' } };
 
 let stage: Stage;
-let access: Access;
+let access: ReachAccess;
 const nobodys = (projectId: string | null = null, shared: readonly Permission[] = []): Governed => ({ ownerId: 'somebody-else', projectId, shared });
 const allowed = async (principal: Principal, row: Governed): Promise<string[]> =>
   asUser(stage.sql, principal.userId, async (tx) => [...(await access.permissionsOn(tx, principal, row))].toSorted());
@@ -90,6 +90,31 @@ describe('what somebody may do with a row', () => {
     expect(await allowed(program('robot', ['secrets:read', 'devices:read']), nobodys())).toEqual(['secrets:read']);
     expect(await allowed(program('robot', ['secrets:read']), { ownerId: 'robot', projectId: null, shared: [] })).toEqual(['secrets:read']);
     expect(await allowed(program('robot', ['devices:read']), nobodys(null, ['secrets:reveal']))).toEqual([]);
+  });
+});
+
+describe('where somebody has a permission', () => {
+  const reach = (principal: Principal, permission: Permission): Promise<Reach> => asUser(stage.sql, principal.userId, (tx) => access.reachOf(tx, principal, permission));
+
+  it('is where a role grants that very one, and nowhere by another', async () => {
+    const [one, two] = [await addProject(stage, 'owner'), await addProject(stage, 'owner')];
+    const [devices, projects] = [await addRole(stage, 'sees devices', ['devices:read']), await addRole(stage, 'sees projects', ['projects:read'])];
+    await assign(stage, { userId: 'gus', roleId: devices, projectId: one });
+    await assign(stage, { userId: 'gus', roleId: projects, projectId: two });
+    expect(await reach(person('gus'), 'devices:read')).toEqual({ everywhere: false, projectIds: [one] });
+    expect(await reach(person('gus'), 'projects:read')).toEqual({ everywhere: false, projectIds: [two] });
+    await assign(stage, { userId: 'gus', roleId: projects });
+    expect(await reach(person('gus'), 'projects:read')).toEqual({ everywhere: true, projectIds: [two] });
+    expect((await reach(person('gus'), 'devices:read')).everywhere).toBe(false);
+  });
+
+  it('is nowhere for a program beyond its scopes, and for an administrator with secrets of others', async () => {
+    const roleId = await addRole(stage, 'sees devices too', ['devices:read']);
+    await assign(stage, { userId: 'robot-of-reach', roleId });
+    expect(await reach(program('robot-of-reach', ['devices:read']), 'devices:read')).toEqual({ everywhere: true, projectIds: [] });
+    expect(await reach(program('robot-of-reach', ['projects:read']), 'devices:read')).toEqual({ everywhere: false, projectIds: [] });
+    expect((await reach(person('root', true), 'devices:read')).everywhere).toBe(true);
+    expect(await reach(person('root', true), 'secrets:read')).toEqual({ everywhere: false, projectIds: [] });
   });
 });
 

@@ -168,6 +168,27 @@ describe.each(backends())('people and roles on %s', (_title, open) => {
       expect((await grant(other.userId, { role_id: id, project_id: randomUUID() })).json.code).toBe('unknown_project');
     });
 
+    it('is taken away from who has it and from nobody else, on record, and is given again once it is over', async () => {
+      const { id } = await roleNamed('viewer');
+      const { id: assignmentId } = (await grant(other.userId, { role_id: id, expires_at: new Date(Date.now() + 3_600_000).toISOString() })).json;
+      expect((await asAdmin('DELETE', `/api/users/${second.userId}/roles/${assignmentId}`)).status).toBe(404);
+      expect((await grant(other.userId, { role_id: id })).json.code).toBe('role_held');
+      await service.asSuperuser(`UPDATE keyguard.secret_user_roles SET granted_at_ms = 1, expires_at_ms = 2 WHERE id = $1`, [assignmentId]);
+      const again = await grant(other.userId, { role_id: id });
+      expect([again.status, again.text]).toEqual([201, expect.any(String)]);
+      expect((await asAdmin('DELETE', `/api/users/${other.userId}/roles/${again.json.id}`)).status).toBe(204);
+      expect(await service.audit('role.revoke')).toContainEqual(
+        expect.objectContaining({ outcome: 'success', actor: `user:${service.admin.userId}`, resource: `role:${id}`, subject_id: other.userId, assignment_id: again.json.id }),
+      );
+    });
+
+    it('of a program is seen by its owner and by administrators', async () => {
+      const { id } = (await call('POST', '/api/service-accounts', { token: other.token, body: { name: 'seen by its owner', scopes: ['usage:read'] } })).json;
+      const stranger = await service.newPerson('stranger');
+      const statuses = await Promise.all([other, service.admin, stranger].map(async ({ token }) => (await call('GET', `/api/users/${id}/roles`, { token })).status));
+      expect(statuses).toEqual([200, 200, 404]);
+    });
+
     it('counts for nothing where somebody changed it in the database, and shows it', async () => {
       const victim = await service.newPerson('forger');
       const { id } = await newRole('forged', ['usage:read']);
