@@ -1,9 +1,11 @@
 /** People as administrators see them: who administers, who is disabled, who holds roles; with rows that somebody forged, and in races. */
 import { randomUUID } from 'node:crypto';
+import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
 import { memoryKeyStore } from '@keyguard/core/memory';
 import { asUser } from '../../src/db/as-user.ts';
+import { lockRole } from '../../src/roles/store.ts';
 import { backends, type Backend } from '../stage.ts';
 import { startOn, type Person, type RunningService } from './service.ts';
 
@@ -180,6 +182,17 @@ describe.each(backends())('people and roles on %s', (_title, open) => {
       expect(await service.audit('role.revoke')).toContainEqual(
         expect.objectContaining({ outcome: 'success', actor: `user:${service.admin.userId}`, resource: `role:${id}`, subject_id: other.userId, assignment_id: again.json.id }),
       );
+    });
+
+    it('waits for a change of the role that is under way, so as not to go by what it was', async () => {
+      const { id } = await newRole('under_way', ['usage:read']);
+      let given: ReturnType<typeof grant> | undefined;
+      await service.sql.transaction(async (tx) => {
+        await lockRole(tx, id);
+        given = grant(other.userId, { role_id: id });
+        expect(await Promise.race([given.then(() => 'given'), pause(500, 'waits')])).toBe('waits');
+      });
+      expect((await given!).status).toBe(201);
     });
 
     it('of a program is seen by its owner and by administrators', async () => {

@@ -1,5 +1,6 @@
 /** Changes of secrets where two of them meet, or meet an end: who may change what has expired, for how long anything may live, and what is left of the rest. */
 import { randomUUID } from 'node:crypto';
+import { setTimeout as pause } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { Permission } from '../../src/roles/permissions.ts';
 import { listSecrets } from '../../src/secrets/listing.ts';
@@ -71,9 +72,24 @@ describe.each(backends())('secrets on %s', (_title) => {
 
   it('lose no update of two that have seen the same state', async () => {
     const { secret } = await newSecret('x');
-    const both = await Promise.allSettled(['a', 'b'].map((tag) => store.update(ann, secret.id, { tags: [tag] }, [stateOf(secret)])));
-    expect(both.map(({ status }) => status).toSorted()).toEqual(['fulfilled', 'rejected']);
-    for (const each of both) if (each.status === 'rejected') expect(each.reason).toMatchObject(problem('precondition_failed'));
+    let arrived = 0;
+    let go = (): void => {};
+    const both = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    const abreast = stage.store({
+      access: {
+        async permissionsOn(...asked) {
+          if ((arrived += 1) === 2) go();
+          // The embedded database has one connection, so there the second has not begun.
+          await Promise.race([both, pause(200)]);
+          return stage.access.permissionsOn(...asked);
+        },
+      },
+    });
+    const all = await Promise.allSettled(['a', 'b'].map((tag) => abreast.update(ann, secret.id, { tags: [tag] }, [stateOf(secret)])));
+    expect(all.map(({ status }) => status).toSorted()).toEqual(['fulfilled', 'rejected']);
+    expect(all.find((each) => each.status === 'rejected')!.reason).toMatchObject(problem('precondition_failed'));
   });
 
   it('take no value over a change that was made while it was being sealed', async () => {

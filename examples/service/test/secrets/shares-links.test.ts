@@ -85,6 +85,20 @@ describe.each(backends())('a link on %s', (_title) => {
     expect(await codes(id)).toEqual(['no_longer_shared', 'success']);
   });
 
+  it('opens no more once what its maker may still read is only shared with the maker', async () => {
+    const id = await newSecret();
+    const roles = roleStage(stage);
+    const assigned = await assign(roles, { userId: 'bob', roleId: await addRole(roles, randomUUID(), ['secrets:read', 'secrets:reveal', 'secrets:share']) });
+    const { token } = await links.create(bob, id, LINK);
+    await assign(roles, { userId: 'bob', roleId: await addRole(roles, randomUUID(), ['secrets:read', 'secrets:share']) });
+    await createShares({ ...stage, secrets: stage.store() }).give(ann, id, { grantee: { type: 'user', id: 'bob' }, permission: 'read', expiresAtMs: null });
+    await stage.superuser('DELETE FROM keyguard.secret_user_roles WHERE id = $1', [assigned]);
+    expect((await stage.store().reveal(bob, id, { version: null, allowExpired: false })).value).toBe(VALUE);
+    expect(await links.open(token, null)).toBeNull();
+    expect(await codes(id)).toEqual(['no_longer_shared']);
+    await stage.superuser(`DELETE FROM keyguard.secret_user_roles WHERE user_id = 'bob'`);
+  });
+
   it('is on record as made by who made it, and not by whose secret it is', async () => {
     const id = await newSecret();
     const roles = roleStage(stage);

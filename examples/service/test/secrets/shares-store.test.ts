@@ -54,13 +54,18 @@ describe.each(backends())('shares on %s', (_title) => {
     await take();
   });
 
-  it('count no more once who passed them on may read and not share', async () => {
+  it('count no more once who passed them on may share and not open, or open and not share', async () => {
     const id = await newSecret();
     const takeAll = await hold('bob', MAY_SHARE);
     await give(bob, id, cat);
+    const takeSharing = await hold('bob', ['secrets:read', 'secrets:share']);
+    await takeAll();
+    expect(await opens(cat, id)).toBe(false);
+    await takeSharing();
+    const takeAgain = await hold('bob', MAY_SHARE);
     const takeRest = await hold('bob', ['secrets:read', 'secrets:reveal']);
     expect(await opens(cat, id)).toBe(true);
-    await takeAll();
+    await takeAgain();
     expect([await opens(bob, id), await opens(cat, id)]).toEqual([true, false]);
     await takeRest();
   });
@@ -71,6 +76,32 @@ describe.each(backends())('shares on %s', (_title) => {
     await expect(shares.give(program('robot', MAY_SHARE), id, { grantee: { type: 'user', id: 'cat' }, permission: 'read', expiresAtMs: null })).rejects.toMatchObject({ code: 'forbidden' });
     expect(await opens(cat, id)).toBe(false);
     await take();
+  });
+
+  it('are an administrator’s to give no more than anybody’s: nobody shares more than they may do themselves', async () => {
+    const id = await newSecret();
+    const take = await hold('root', ['secrets:read', 'secrets:share']);
+    await expect(give(person('root', true), id, cat)).rejects.toMatchObject({ code: 'forbidden' });
+    await take();
+  });
+
+  it('are shown to whom they are for as far as each counts, and are for some time to come', async () => {
+    const id = await newSecret();
+    const take = await hold('bob', MAY_SHARE);
+    await give(bob, id, cat);
+    const byAnn = await give(ann, id, cat);
+    const shown = async (): Promise<string[]> => (await shares.withMe(cat, PAGE)).items.filter(({ secret }) => secret.id === id).map(({ share }) => share.id);
+    const again = await give(bob, id, cat);
+    expect((await shown()).toSorted()).toEqual([byAnn.id, again.id].toSorted());
+    await take();
+    expect(await shown()).toEqual([byAnn.id]);
+    const until = (expiresAtMs: number): Promise<Share> => shares.give(ann, id, { grantee: { type: 'user', id: 'cat' }, permission: 'read', expiresAtMs });
+    await expect(until(stage.clock.now)).rejects.toMatchObject({ code: 'invalid_request' });
+    expect(await shown()).toEqual([byAnn.id]);
+    const brief = await until(stage.clock.now + 60_000);
+    expect(await shown()).toEqual([brief.id]);
+    stage.clock.now += 60_000;
+    expect(await shown()).toEqual([]);
   });
 
   it('are taken back in the name of who does it', async () => {
