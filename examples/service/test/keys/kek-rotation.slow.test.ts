@@ -154,7 +154,9 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
     await asJobs(sql, (tx) => tx.query(`DELETE FROM keyguard.replicas WHERE id = 'late'`));
   });
 
-  it('puts no key out of use while a replica still seals under it', async () => {
+  it('puts no key out of use while a replica still seals under it, or somebody writes under it', async () => {
+    const { rows: [written] } = await asJobs(sql, (tx) =>
+      tx.query<{ id: string; wrapped_dek: Uint8Array }>('SELECT subject_id AS id, wrapped_dek FROM keyguard.secret_versions ORDER BY subject_id LIMIT 1'));
     const one = replica(await stage.again());
     const id = await request();
     const late = (primary: string, keys: readonly string[]): Promise<unknown> =>
@@ -177,9 +179,17 @@ describe.each(backends())('a rotation of the key encryption key on %s', (_title,
       await pause(100);
       expect([(await rotationOf(id)).state, await stateOf(oldId)]).toEqual(['rewrapping', 'decrypt-only']);
     }
-    await late(newId, [oldId, newId]);
+    // Nor while somebody is writing a row under it: that one would open for nobody.
+    let told: Promise<unknown> = Promise.resolve();
+    await asJobs(sql, async (tx) => {
+      await tx.query('UPDATE keyguard.secret_versions SET kek_id = $2, wrapped_dek = $3 WHERE subject_id = $1', [written!.id, oldId, written!.wrapped_dek]);
+      told = late(newId, [oldId, newId]);
+      await pause(300);
+    });
+    await told;
     await reaches(id, 'done');
     expect(await stateOf(oldId)).toBe('disabled');
+    expect((await openRows(sql, await stage.again())).unreadable).toBe(0);
     await one.stop();
     await asJobs(sql, (tx) => tx.query(`DELETE FROM keyguard.replicas WHERE id = 'late'`));
   });
