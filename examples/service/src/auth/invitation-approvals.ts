@@ -8,7 +8,8 @@ import type { Clock } from '@keyguard/core/seams';
 import { isIntact, postgresAdministrators, rowMac, tampered, type RowField, type RowMacKey, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import { asUser } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
-import { areTwo, lockAdministrators, REVEALING, sharedWithRole } from '../roles/four-eyes.ts';
+import { areTwo, REVEALING, sharedWithRole } from '../roles/four-eyes.ts';
+import { lockRole } from '../roles/store.ts';
 
 const SEAM = 'one_time_links';
 const APPROVALS = 'invitations.approval';
@@ -32,7 +33,7 @@ export interface InvitationApprovals {
   /** The MAC of an approval. */
   seal(row: ApprovableRow, by: string, atMs: number): Promise<{ readonly macKeyId: string; readonly mac: Uint8Array }>;
   /**
-   * That it may be accepted now; nobody else decides who administers until the transaction has ended.
+   * That it may be accepted now; what its roles give stays as it is until the transaction has ended. The caller MUST hold `lockAdministrators`.
    * @throws HttpProblem `four_eyes_required`
    */
   demandIn(tx: SqlTransaction, row: ApprovableRow): Promise<void>;
@@ -71,7 +72,8 @@ export function invitationApprovals({ rowMacKey, clock }: { readonly rowMacKey: 
       return { macKeyId: rowMacKey.keyId, mac: await rowMac(rowMacKey, APPROVALS, fieldsOf(row, by, atMs)) };
     },
     async demandIn(tx, row) {
-      await lockAdministrators(tx);
+      // In the one order in which they are stored, so that nobody waits for who waits.
+      for (const roleId of row.role_ids) await lockRole(tx, roleId);
       if (!(await areTwo(tx)) || (await isApprovedIn(tx, row)) || !(await givesPowerIn(tx, row))) return;
       throw new HttpProblem('four_eyes_required', 'A second administrator must approve this invitation first: it gives more than one of them gives alone. Then try again.');
     },

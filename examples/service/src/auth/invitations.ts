@@ -13,6 +13,7 @@ import { asAuth, asUser } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
+import { lockAdministrators } from '../roles/four-eyes.ts';
 import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { setPasswordIn } from './credentials.ts';
 import { invitationApprovals } from './invitation-approvals.ts';
@@ -144,15 +145,19 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
     return (await postgresAdministrators(tx, { rowMacKey, clock }).has(row.invited_by)) ? row : null;
   }
 
-  /** `false` where somebody else was first. @throws HttpProblem `four_eyes_required` */
+  /** `false` where somebody else was first, or who invited administers no longer. @throws HttpProblem `four_eyes_required` */
   async function claimIn(tx: SqlTransaction, row: Row, userId: string): Promise<boolean> {
+    await lockAdministrators(tx);
+    const administrators = postgresAdministrators(tx, { rowMacKey, clock });
+    // Whoever invited may have given it up while this waited.
+    if (!(await administrators.has(row.invited_by))) return false;
     await approvals.demandIn(tx, row);
     const { rows } = await tx.query(
       `UPDATE keyguard_auth.invitations SET accepted_at_ms = $2, accepted_user_id = $3 WHERE id = $1 AND ${OPEN} RETURNING id`,
       [row.id, clock.nowMs(), userId],
     );
     if (rows.length === 0) return false;
-    if (row.is_administrator) await postgresAdministrators(tx, { rowMacKey, clock }).grant(userId, { grantedBy: row.invited_by });
+    if (row.is_administrator) await administrators.grant(userId, { grantedBy: row.invited_by });
     // As who invited: the policies have their say.
     await asUser(tx, row.invited_by, async (as) => {
       for (const roleId of row.role_ids) {

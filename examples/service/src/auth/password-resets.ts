@@ -60,7 +60,7 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
     const first = await openIn(tx, tokenHash);
     if (first === null) return null;
     if (!(await areTwo(tx))) return [first];
-    if (secondHash === null) throw new HttpProblem('four_eyes_required', 'This takes a second token as well, of another administrator: send it as second_token.');
+    if (secondHash === null) throw new HttpProblem('four_eyes_required', 'This takes a second token as well, of another administrator: send it as second_token. Where there is none who could make it, the operator helps on the host (keyguard administrators).');
     const second = await openIn(tx, secondHash);
     return second !== null && second.user_id === first.user_id && second.created_by !== first.created_by ? [first, second] : null;
   }

@@ -232,6 +232,8 @@ export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceSh
         const { rows: sessions } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 RETURNING id', [id]);
         await tx.query('INSERT INTO keyguard.disabled_people (user_id, disabled_by, disabled_at_ms) VALUES ($1, $2, $3)', [id, principal.userId, clock.nowMs()]);
         const devices = await shutDevicesIn(tx, principal, id);
+        // Nobody's word of before makes this person an administrator once they are enabled.
+        await voice.settleIn(tx, id);
         const disabled = await readIn(tx, id);
         await audit.recordIn(tx, {
           action: 'user.disable', outcome: 'success', actor: principal.actor, resource: `user:${id}`, sessions_ended: sessions.length, devices_suspended: [...devices],

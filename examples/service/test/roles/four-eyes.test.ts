@@ -123,6 +123,15 @@ describe.each(backends())('one administrator on %s', (_title, open) => {
     expect([await administers(dan), await administers(eve)]).toEqual([false, false]);
   });
 
+  it('is not heard any more once the person was disabled since: whoever disabled them has changed their mind', async () => {
+    await only(ada, bea);
+    const fay = await stage.newPerson(`fay-${Date.now()}`);
+    expect((await make(bea, fay)).status).toBe(202);
+    expect((await call(bea, 'POST', `/api/users/${fay.userId}/disable`)).status).toBe(200);
+    expect((await call(ada, 'POST', `/api/users/${fay.userId}/enable`)).status).toBe(200);
+    expect((await make(ada, fay)).status).toBe(202);
+  });
+
   it('is no two by a row that somebody wrote into the database', async () => {
     await only(ada, bea, cyd);
     await unmake(ada, bea);
