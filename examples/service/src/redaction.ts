@@ -12,8 +12,8 @@ const SECRET_FORMS: readonly (readonly [RegExp, string])[] = [
   [/\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+/g, REDACTED],
   [/\bsk-[A-Za-z0-9_-]{12,}/g, REDACTED],
   [/\bAIza[A-Za-z0-9_-]{30,}/g, REDACTED],
-  // Our own: links that are handed out, and tokens of service accounts.
-  [/\bkg(?:[lp]|sa)_[A-Za-z0-9_-]{20,}/g, REDACTED],
+  // Our own: links that are handed out, invitations, tokens for a new password, and tokens of service accounts.
+  [/\bkg(?:[ilpr]|sa)_[A-Za-z0-9_-]{20,}/g, REDACTED],
   [/(:\/\/)[^\s"'/@\\]{1,512}@/g, `$1${REDACTED}@`],
 ];
 
@@ -36,10 +36,22 @@ export function cut(text: string, length: number, sign = ''): string {
 // What is as short as this stands in every second line.
 const MIN_SECRET_CHARACTERS = 6;
 
+/** Of a secret across the place where a text was cut, there is the beginning alone: at the end, or before the sign or the quotation mark. */
+function withoutBeginning(text: string, secret: string): string {
+  if (!text.includes(secret.slice(0, MIN_SECRET_CHARACTERS))) return text;
+  let left = text;
+  for (let length = secret.length - 1; length >= MIN_SECRET_CHARACTERS; length -= 1) {
+    const beginning = secret.slice(0, length);
+    for (const end of ['…', '"']) left = left.replaceAll(`${beginning}${end}`, `${REDACTED}${end}`);
+    if (left.endsWith(beginning)) left = `${left.slice(0, -length)}${REDACTED}`;
+  }
+  return left;
+}
+
 /** Takes `secrets` out of a text, in which they stand as `written` writes them. */
 export function knownSecrets(secrets: readonly string[], written: (secret: string) => string = (secret) => secret): (text: string) => string {
   const known = secrets.filter((secret) => secret.length >= MIN_SECRET_CHARACTERS).map(written);
-  return (text) => known.reduce((left, secret) => left.replaceAll(secret, REDACTED), text);
+  return (text) => known.reduce((left, secret) => withoutBeginning(left.replaceAll(secret, REDACTED), secret), text);
 }
 
 const SQLSTATE = /^[0-9A-Z]{5}$/;

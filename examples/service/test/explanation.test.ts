@@ -16,6 +16,9 @@ describe('an explanation', () => {
     ['a row, in the cause of an error of ours', new UnavailableError('database', 'It does not answer.', { cause: Object.assign(new Error(`invalid input: "${canary}"`), { code: '22P02' }) })],
     ['what could not be parsed', (() => { try { return JSON.parse(`{"key": ${canary}}`); } catch (error) { return error; } })()],
     ['a secret across the place where a long text is cut', new Error(`${' '.repeat(300 - 30)}postgres://keyguard:${canary}@db`)],
+    ['a secret of no form across that place', new TypeError(`${' '.repeat(300 - 15)}${canary}`)],
+    ['the token of an invitation', new Error(`not accepted: kgi_${canary}`)],
+    ['the token for a new password', new Error(`not accepted: kgr_${canary}`)],
     ['something that is no error', `text ${canary}`],
   ])('has nothing of %s', (_what, error) => {
     const secrets = error instanceof TypeError ? [canary] : [];
