@@ -8,6 +8,7 @@ import type { SqlClient } from '@keyguard/storage-node/postgres';
 import type { Admit, AskedCall, Charge } from '../llm/allowance.ts';
 import type { CallEnding } from '../llm/forward.ts';
 import type { LimitState } from '../llm/limit-fields.ts';
+import { topMembers } from '../llm/json-members.ts';
 import { parsed } from '../llm/metering.ts';
 import type { Asked } from '../llm/provider.ts';
 import { estimatedOutput } from '../usage/estimates.ts';
@@ -37,7 +38,7 @@ export function admitting({ sql, standings, prices, clock, onFault }: AdmittingO
     const isCounted = bound.some(({ budget }) => budget.maxTokens !== null || budget.maxCostMicros !== null);
     // Nothing need be looked at where requests alone are counted.
     if (!isCounted || inputTokens === null) return { asked: NOTHING_ASKED, tokens: 0, costMicros: 0 };
-    const asked = provider.asks(rest, parsed(textOf(body)));
+    const asked = provider.asks(rest, valueOf(body));
     // Whatever it is charged with would stay as it is, and it may use a thousand times as much.
     if (spending === 'elsewhere' || asked.isInBackground) return 'usage_untold';
     const output = asked.maxOutputTokens ?? USUAL_OUTPUT_TOKENS;
@@ -91,12 +92,11 @@ const NO_CHARGE: Charge = { tokens: 0, costMicros: 0, isEstimated: false };
 const FREE: ReadonlySet<string> = new Set(['upstream_unreachable', 'upstream_redirect', 'upstream_key_refused', 'internal_error']);
 const UNPRICED = 'A budget in money binds this device, and KeyGuard knows no prices of this provider: an administrator can set another kind of budget, or the operator a list of prices.';
 
-function textOf(body: Uint8Array): string {
-  try {
-    return fromUtf8(body as Uint8Array<ArrayBuffer>);
-  } catch {
-    return '';
-  }
+/** The value of a JSON body; `undefined` for none, and for one that another reader could read differently: in other letters, or with a member twice. */
+function valueOf(body: Uint8Array): unknown {
+  const members = topMembers(body, () => false);
+  if (members === null || new Set(members.map(({ name }) => name)).size < members.length) return undefined;
+  return parsed(fromUtf8(body as Uint8Array<ArrayBuffer>));
 }
 
 function messageOf({ subject, budget }: Exhausted): string {

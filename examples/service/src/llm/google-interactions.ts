@@ -5,7 +5,7 @@
  * @see https://ai.google.dev/api/interactions-api
  */
 import type { Failure } from './failures.ts';
-import { count, isSwitchedOn, member, parsed, text } from './metering.ts';
+import { count, mayGoOn, member, parsed, text } from './metering.ts';
 import type { Asked, Meter } from './provider.ts';
 
 const PATH = /^v1(?:alpha|beta)?\/interactions$/;
@@ -20,7 +20,7 @@ export function interactionAsks(body: unknown): Asked {
   return {
     model: text(member(body, 'model')),
     maxOutputTokens: count(member(member(body, 'generation_config'), 'max_output_tokens')),
-    isInBackground: isSwitchedOn(member(body, 'background')),
+    isInBackground: mayGoOn(body),
   };
 }
 

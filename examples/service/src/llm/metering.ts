@@ -22,9 +22,10 @@ export function count(value: unknown): number | null {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 1e12 ? value : null;
 }
 
-/** Whether a member that is a switch may be taken for switched on, by whatever reads it. */
-export function isSwitchedOn(value: unknown): boolean {
-  return value !== undefined && value !== null && value !== false;
+/** Whether any reader may take a call for one in the background: by its switch, however it is written, or because it cannot be told what the call says. */
+export function mayGoOn(body: unknown): boolean {
+  if (typeof body !== 'object' || body === null) return true;
+  return Object.entries(body).some(([name, value]) => name.toLowerCase() === 'background' && value !== null && value !== false);
 }
 
 /** The sum of what each of `times` answers may take; `null` where no bound is named. */

@@ -4,7 +4,7 @@
  * @see https://platform.openai.com/docs/api-reference
  */
 import type { Failure } from './failures.ts';
-import { bound, count, isSwitchedOn, member, parsed, text } from './metering.ts';
+import { bound, count, mayGoOn, member, parsed, text } from './metering.ts';
 import { ELSEWHERE, NO_MODEL, namedInBody, type CallModels, type ModelQuestion } from './models.ts';
 import type { Asked, BodySize, Meter, Provider, Spending } from './provider.ts';
 
@@ -48,7 +48,8 @@ export function openaiAsks(rest: string, body: unknown): Asked {
   return {
     model: text(member(body, 'model')),
     maxOutputTokens: rest === 'embeddings' ? 0 : bound(most, member(body, 'n')),
-    isInBackground: isSwitchedOn(member(body, 'background')),
+    // Of an image it says how it is to look.
+    isInBackground: rest === 'responses' && mayGoOn(body),
   };
 }
 

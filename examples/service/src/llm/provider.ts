@@ -34,7 +34,7 @@ export interface Asked {
   readonly model: string | null;
   /** Of all its answers together. */
   readonly maxOutputTokens: number | null;
-  /** Whether it goes on when it is answered, so that its answer need not tell what it used. */
+  /** Whether it may go on when it is answered, so that its answer need not tell what it used. */
   readonly isInBackground: boolean;
 }
 
@@ -113,7 +113,7 @@ export interface Provider {
   errorBody(failure: Failure): string;
   /** The event that ends a broken stream, so that the provider's own SDK raises; with its blank line. */
   errorEvent(rest: string, failure: Failure): string;
-  /** What a call of that path asks for; `body` is the value of its JSON, or `undefined` where it is none. Untrusted, and nothing makes it throw. */
+  /** What a call of that path asks for; `body` is the value of its JSON, or `undefined` where it is none, or could be read differently. Untrusted, and nothing makes it throw. */
   asks(rest: string, body: unknown): Asked;
   /** What a POST of that path uses. */
   spends(rest: string): Spending;

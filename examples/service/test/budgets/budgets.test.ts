@@ -187,6 +187,32 @@ describe.each(backends())('budgets on %s', (_title, open) => {
     expect((await post(device, 'google/v1beta/interactions', { model: 'gemini-2.5-flash', input: 'x' })).status).toBe(200);
   });
 
+  it('lets no call through that another reader could take for one in the background, and an image before whatever is behind it', async () => {
+    const device = await newDevice();
+    await setOf('devices', device.deviceId, { max_tokens: 1_000_000 });
+    const raw = (path: string, body: string | Uint8Array<ArrayBuffer>): Promise<Response> =>
+      device.fetch(`${service.origin}/proxy/${path}`, { method: 'POST', headers: { 'content-type': 'application/json' }, body });
+    const isOn = '{"model":"gpt-4o-mini","input":"x","background":true}';
+    const unclear: readonly (string | Uint8Array<ArrayBuffer>)[] = [
+      '{"background":true,"model":"gpt-4o-mini","input":"x","background":false}',
+      '{"background":true,"model":"gpt-4o-mini","input":"x","\\u0062ackground":false}',
+      '{"model":"gpt-4o-mini","input":"x","Background":true}',
+      // Python's reader takes these for JSON.
+      `\uFEFF${isOn}`,
+      Uint8Array.from(Buffer.from(isOn, 'utf16le')),
+    ];
+    const before = upstream.calls;
+    for (const path of ['openai/v1/responses', 'azure/openai/v1/responses', 'google/v1beta/interactions']) {
+      for (const body of unclear) {
+        const refused = await raw(path, body);
+        expect([path, String(body), refused.status, /usage_untold/i.test(await refused.text())]).toEqual([path, String(body), 403, true]);
+      }
+    }
+    expect(upstream.calls).toBe(before);
+    expect((await post(device, 'openai/v1/responses', { model: 'gpt-4o-mini', input: 'x', background: false })).status).toBe(200);
+    expect((await post(device, 'openai/v1/images/generations', { model: 'gpt-image-1', prompt: 'x', background: 'transparent' })).status).toBe(200);
+  });
+
   it('marks such a call as unknown, with an estimate, where only requests are counted', async () => {
     const device = await newDevice();
     await setOf('devices', device.deviceId, { max_requests: 100 });
