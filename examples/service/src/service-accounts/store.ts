@@ -7,7 +7,7 @@ import type { Clock } from '@keyguard/core/seams';
 import { pageOf, pageStart, tampered, type Page, type PageRequest, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import type { AuditLog } from '../audit/log.ts';
 import type { Principal } from '../auth/principal.ts';
-import { asUser } from '../db/as-user.ts';
+import { asAuth, asUser } from '../db/as-user.ts';
 import { demandMatch } from '../http/preconditions.ts';
 import { HttpProblem, notFound } from '../http/problems.ts';
 import type { KeyedHash } from '../keys/hierarchy.ts';
@@ -231,6 +231,8 @@ export function createServiceAccounts({ sql, rowMacKey, hashToken, audit, quotas
         const row = await readIn(tx, principal, id, 'FOR UPDATE');
         await tx.query('DELETE FROM keyguard.secret_user_roles WHERE user_id = $1', [id]);
         await tx.query('DELETE FROM keyguard.service_accounts WHERE id = $1', [id]);
+        // What it has made stays, and is the owner's to answer for.
+        await asAuth(tx, (inner) => inner.query('INSERT INTO keyguard.deleted_service_accounts (id, owner_id) VALUES ($1, $2)', [id, row.owner_id]));
         await audit.recordIn(tx, entry('delete', principal, grantOf(row)));
       }),
   };

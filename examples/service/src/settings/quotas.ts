@@ -1,7 +1,7 @@
 /**
  * How much one person may have of what anybody makes without asking somebody. What is there is counted, and the next one made, under one
- * lock: however many are asked for at once, there are never more. A person's service accounts count with the person, so that another
- * account is no more room.
+ * lock: however many are asked for at once, there are never more. A person's service accounts count with the person, deleted ones too, so
+ * that neither another account nor the end of one is more room.
  *
  * Never takes anything away: where the limit was lowered, what is there stays, and no more comes to it.
  */
@@ -75,9 +75,11 @@ export interface QuotasOptions {
 }
 
 export function createQuotas({ limits, clock }: QuotasOptions): Quotas {
-  /** The person, and all service accounts of theirs. */
+  /** The person, and all service accounts that are or were theirs. */
   async function ownersOf(tx: SqlTransaction, personId: string): Promise<readonly string[]> {
-    const { rows } = await asAuth(tx, (inner) => inner.query<{ id: string }>('SELECT id FROM keyguard.service_accounts WHERE owner_id = $1', [personId]));
+    const { rows } = await asAuth(tx, (inner) =>
+      inner.query<{ id: string }>('SELECT id FROM keyguard.service_accounts WHERE owner_id = $1 UNION ALL SELECT id FROM keyguard.deleted_service_accounts WHERE owner_id = $1', [personId]),
+    );
     return [personId, ...rows.map(({ id }) => id)];
   }
 

@@ -85,6 +85,19 @@ describe.each(backends())('a quota on %s', (_title, open) => {
     await set({ secrets: 1000 });
   });
 
+  it('counts what a service account had made also once the account is deleted, or each deletion would be room for as much again', async () => {
+    const person = await service.newPerson('maker');
+    await set({ secrets: LIMIT });
+    const outcomes: number[] = [];
+    for (let i = 0; i < LIMIT + 1; i += 1) {
+      const { id, token } = (await as(person.token, 'POST', '/api/service-accounts', { name: 'robot', scopes: ['secrets:create'] })).json;
+      outcomes.push((await as(token, 'POST', '/api/secrets', { name: name(), value: 'x' })).status);
+      expect((await as(person.token, 'DELETE', `/api/service-accounts/${id}`)).status).toBe(204);
+    }
+    expect(outcomes).toEqual([201, 201, 201, 409]);
+    await set({ secrets: 1000 });
+  });
+
   it('lets an import in whole or not at all, and counts what it makes alone', async () => {
     const person = await service.newPerson('importer');
     await as(person.token, 'POST', '/api/secrets', { name: 'A', value: 'x', type: 'env' });
