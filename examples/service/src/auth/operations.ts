@@ -124,10 +124,10 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
       },
       async ({ request, response }) => {
         const named = await findSession(request);
-        if (named === null && request.headers.authorization !== undefined) {
+        const hasEnded = named !== null && (await sessions.signOut(named));
+        if (!hasEnded && request.headers.authorization !== undefined) {
           throw new HttpProblem('not_authenticated', 'This names no session, so nothing was ended: it is wrong, too old, or its session has ended.');
         }
-        if (named !== null) await sessions.signOut(named);
         // The session is gone already: this is how a browser forgets its cookie.
         return passedOn(response, await door.ask(request, '/sign-out'), () => ({ success: true }));
       },

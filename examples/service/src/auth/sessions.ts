@@ -24,8 +24,8 @@ export interface Sessions {
   list(userId: string, request: PageRequest): Promise<Page<SessionRecord>>;
   /** Ends one of one's own; an administrator ends anybody's. `false` where there is none that the caller may know of. */
   end(id: string, by: Person): Promise<boolean>;
-  /** Ends the session that a request has named, by its owner. One that has ended before stays so. */
-  signOut(session: NamedSession): Promise<void>;
+  /** Ends the session that a request has named, by its owner. `false` for one that has ended before. */
+  signOut(session: NamedSession): Promise<boolean>;
   /** Ends all sessions of a person but `except`; how many there were. */
   endAll(userId: string, by: Person, options?: { readonly except?: string }): Promise<number>;
   /** Deletes what has ended by itself: sessions, tries by address, and what was to be verified. */
@@ -84,11 +84,12 @@ export function createSessions({ sql, audit, policy }: SessionsOptions): Session
       });
     },
 
-    async signOut({ sessionId, userId }) {
-      await asAuth(sql, async (tx) => {
+    signOut({ sessionId, userId }) {
+      return asAuth(sql, async (tx) => {
         const { rows } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE id = $1 AND user_id = $2 RETURNING id', [sessionId, userId]);
-        if (rows.length === 0) return;
+        if (rows.length === 0) return false;
         await audit.recordIn(tx, { action: 'auth.sign_out', outcome: 'success', actor: `user:${userId}`, resource: `session:${sessionId}`, session_id: sessionId });
+        return true;
       });
     },
 

@@ -140,6 +140,10 @@ describe.each(backends())('a session on %s', (_title, open) => {
       expect([refused.status, refused.json.code]).toEqual([401, 'not_authenticated']);
     }
     expect(await statusesOf(here)).toEqual(LIVES);
+    // Nor by a JWT whose session has ended before.
+    const gone = await known(await stage.signIn(ada.email));
+    const answers = [await stage.call('POST', '/api/auth/sign-out', { token: gone.bearer }), await stage.call('POST', '/api/auth/sign-out', { token: gone.jwt })];
+    expect(answers.map(({ status }) => status)).toEqual([200, 401]);
     // A browser forgets a cookie that is worth nothing all the same.
     const forgets = await stage.call('POST', '/api/auth/sign-out', { headers: { cookie: 'keyguard.session_token=nothing', origin: stage.origin() } });
     expect([forgets.status, forgets.headers.get('set-cookie')]).toEqual([200, expect.stringContaining('Max-Age=0')]);
