@@ -14,6 +14,13 @@ export interface Credentials {
    * @throws HttpProblem `invalid_password`, `rate_limited`
    */
   demand(person: Person, password: string | undefined): Promise<void>;
+  /** The hash of the password of whoever has this address, for {@link Credentials.endUnless}; `null` where there is none. */
+  hashOf(email: string): Promise<string | null>;
+  /**
+   * Ends the session of this stored token where the password that it began with, `hash`, is not the one any more: whoever sets another
+   * one ends the sessions that there are, and this one may have come just after. `true` where it has ended.
+   */
+  endUnless(hash: string | null, sessionToken: string): Promise<boolean>;
 }
 
 export function createCredentials({ sql, limit }: { readonly sql: SqlClient; readonly limit: TryLimit }): Credentials {
@@ -31,6 +38,30 @@ export function createCredentials({ sql, limit }: { readonly sql: SqlClient; rea
       await limit.claim(counter);
       if (password === undefined || !(await passwords.verify({ hash, password }))) throw new HttpProblem('invalid_password', 'This is not your password.');
       await limit.succeeded(counter);
+    },
+
+    async hashOf(email) {
+      const { rows } = await asAuth(sql, (tx) =>
+        tx.query<{ password: string | null }>(
+          `SELECT a.password FROM keyguard_auth.accounts a JOIN keyguard_auth.users u ON u.id = a.user_id WHERE u.email = $1 AND a.provider_id = 'credential'`,
+          [email.toLowerCase()],
+        ),
+      );
+      return rows[0]?.password ?? null;
+    },
+
+    endUnless(hash, sessionToken) {
+      return asAuth(sql, async (tx) => {
+        // Waits for whoever sets another one at this moment.
+        const { rows } = await tx.query<{ password: string | null }>(
+          `SELECT a.password FROM keyguard_auth.accounts a JOIN keyguard_auth.sessions s ON s.user_id = a.user_id
+            WHERE s.token = $1 AND a.provider_id = 'credential' FOR SHARE OF a`,
+          [sessionToken],
+        );
+        if (hash !== null && rows[0]?.password === hash) return false;
+        await tx.query('DELETE FROM keyguard_auth.sessions WHERE token = $1', [sessionToken]);
+        return true;
+      });
     },
   };
 }

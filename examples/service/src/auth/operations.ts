@@ -11,7 +11,7 @@ import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { accountOf, type Counter } from './attempts.ts';
 import type { Auth } from './better-auth.ts';
-import { userAccount } from './credentials.ts';
+import { userAccount, type Credentials } from './credentials.ts';
 import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
 import type { KnownBrowsers } from './known-browser.ts';
 import { personOf, type FindSession } from './principal.ts';
@@ -28,6 +28,7 @@ const SIGNING_IN_AT_A_TIME = 2;
 // As many as are through within some five seconds.
 const MAX_WAITING_TO_SIGN_IN = 48;
 const MAX_OF_ONE_ADDRESS = 12;
+const WRONG_PASSWORD: AuthAnswer = { ok: false, status: 401, headers: new Headers(), json: { code: 'INVALID_EMAIL_OR_PASSWORD', message: 'Invalid email or password' } };
 
 export interface AuthOperationsOptions {
   readonly auth: Auth;
@@ -39,6 +40,7 @@ export interface AuthOperationsOptions {
   readonly setupLimiter: RateLimiter;
   readonly limit: TryLimit;
   readonly sessions: Sessions;
+  readonly credentials: Credentials;
   readonly findSession: FindSession;
   readonly knownBrowsers: KnownBrowsers;
   /** What a session that has just begun lacks. */
@@ -46,7 +48,7 @@ export interface AuthOperationsOptions {
 }
 
 /** `/api/setup`, `/api/auth/*` and `/.well-known/jwks.json`. */
-export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, sessions, findSession, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
+export function authOperations({ auth, door, setup, audit, keys, setupLimiter, limit, sessions, credentials, findSession, knownBrowsers, lackOf }: AuthOperationsOptions): readonly Operation[] {
   const inTurn = turns({ atATime: SIGNING_IN_AT_A_TIME, maxWaiting: MAX_WAITING_TO_SIGN_IN, maxPerHolder: MAX_OF_ONE_ADDRESS, refusal: () => tooManyRequests(5) });
 
   /** A try that is counted before better-auth judges it. */
@@ -102,7 +104,13 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         const account = accountOf(body.email);
         const browserId = knownBrowsers.idOf(request, account);
         const counter = { account, of: browserId === null ? 'password' : `password\0${browserId}` };
-        const answer = await inTurn(() => counted(counter, () => door.ask(request, '/sign-in/email', body)), ipBucket(request.ip ?? null));
+        let hash: string | null = null;
+        const judged = await inTurn(async () => {
+          hash = await credentials.hashOf(body.email);
+          return counted(counter, () => door.ask(request, '/sign-in/email', body));
+        }, ipBucket(request.ip ?? null));
+        // With a password that was replaced meanwhile nobody comes in.
+        const answer = judged.ok && (await credentials.endUnless(hash, String(judged.json['token']))) ? WRONG_PASSWORD : judged;
         const entry = signInEntry(answer, keys.pseudonym(`account\0${body.email.toLowerCase()}`));
         if (entry !== null) await audit.record(entry);
         // The token in its body is the stored one, which opens nothing; the bearer is in the header.

@@ -249,6 +249,8 @@ export function createPeopleDirectory({ sql, rowMacKey, audit, clock, onDeviceSh
         const before = await lockedIn(tx, principal, id);
         if (before.disabledAtMs === null) return before;
         await tx.query('DELETE FROM keyguard.disabled_people WHERE user_id = $1', [id]);
+        // One that was beginning as the person was disabled has been out of sight since.
+        await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1', [id]);
         const enabled = await readIn(tx, id);
         await audit.recordIn(tx, { action: 'user.enable', outcome: 'success', actor: principal.actor, resource: `user:${id}` });
         return enabled;
