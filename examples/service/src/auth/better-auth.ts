@@ -122,7 +122,6 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
       max: 120,
       customRules: {
         '/sign-in/email': () => ({ window: 60, max: signInTriesPerMinute() }),
-        '/change-password': { window: 60, max: 5 },
         // Reads of a session that is there already, by programs that ask often.
         '/get-session': false,
         '/token': false,

@@ -1,6 +1,7 @@
 /** The passwords of people, as they are kept: checked for somebody who is signed in already, and set for somebody who holds a link. */
 import { randomUUID } from 'node:crypto';
 import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { TryLimit } from './try-limit.ts';
@@ -10,10 +11,16 @@ import type { Person } from './principal.ts';
 export interface Credentials {
   /**
    * Demands the password again from who is signed in; of somebody who has none, nothing. Counted by session: guessing here locks
-   * nobody else out.
+   * nobody else out. Its hash, or `null` for none.
    * @throws HttpProblem `invalid_password`, `rate_limited`
    */
-  demand(person: Person, password: string | undefined): Promise<void>;
+  demand(person: Person, password: string | undefined): Promise<string | null>;
+  /**
+   * Puts `password` in the place of the one with `hash`, and ends all sessions of the person; one winner, whatever races, so that nobody who
+   * knew an old password sets another one after it was replaced. The new hash.
+   * @throws HttpProblem `invalid_password` where it is another one by now, `not_authenticated` where the session has ended meanwhile
+   */
+  replace(person: Person, hash: string, password: string): Promise<string>;
   /** The hash of the password of whoever has this address, for {@link Credentials.endUnless}; `null` where there is none. */
   hashOf(email: string): Promise<string | null>;
   /**
@@ -23,7 +30,15 @@ export interface Credentials {
   endUnless(hash: string | null, sessionToken: string): Promise<boolean>;
 }
 
-export function createCredentials({ sql, limit }: { readonly sql: SqlClient; readonly limit: TryLimit }): Credentials {
+const notYours = (): HttpProblem => new HttpProblem('invalid_password', 'This is not your password.');
+
+export interface CredentialsOptions {
+  readonly sql: SqlClient;
+  readonly audit: AuditLog;
+  readonly limit: TryLimit;
+}
+
+export function createCredentials({ sql, audit, limit }: CredentialsOptions): Credentials {
   return {
     async demand({ userId, sessionId }, password) {
       const { rows } = await asAuth(sql, (tx) =>
@@ -33,11 +48,28 @@ export function createCredentials({ sql, limit }: { readonly sql: SqlClient; rea
         ),
       );
       const hash = rows[0]?.password;
-      if (hash === undefined) return;
+      if (hash === undefined) return null;
       const counter = { account: userAccount(userId), of: `password\0${sessionId}` };
       await limit.claim(counter);
-      if (password === undefined || !(await passwords.verify({ hash, password }))) throw new HttpProblem('invalid_password', 'This is not your password.');
+      if (password === undefined || !(await passwords.verify({ hash, password }))) throw notYours();
       await limit.succeeded(counter);
+      return hash;
+    },
+
+    async replace({ userId, sessionId, actor }, hash, password) {
+      const next = await passwords.hash(password);
+      await asAuth(sql, async (tx) => {
+        const { rows } = await tx.query<{ password: string | null }>(
+          `SELECT password FROM keyguard_auth.accounts WHERE user_id = $1 AND provider_id = 'credential' FOR UPDATE`,
+          [userId],
+        );
+        if (rows[0]?.password !== hash) throw notYours();
+        await setPasswordIn(tx, userId, next);
+        const { rows: ended } = await tx.query<{ id: string }>('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 RETURNING id', [userId]);
+        if (!ended.some(({ id }) => id === sessionId)) throw new HttpProblem('not_authenticated', 'This session has ended: sign in again.');
+        await audit.recordIn(tx, { action: 'auth.change_password', outcome: 'success', actor });
+      });
+      return next;
     },
 
     async hashOf(email) {

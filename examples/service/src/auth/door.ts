@@ -24,7 +24,7 @@ export interface AuthDoor {
   ask(request: Request, path: `/${string}`, body?: object): Promise<AuthAnswer>;
   /** Cookie and bearer of a live session whose token was replaced. */
   handOut(session: { readonly sessionId: string; readonly userId: string }): Promise<AuthAnswer>;
-  /** A new session of a person who MUST have been proven. */
+  /** A new session of a person who MUST have been proven; its stored token is in the JSON. */
   open(request: Request, userId: string): Promise<AuthAnswer>;
   /** The live session that the request proves, or `null`. */
   session(request: Request): ReturnType<typeof sessionOf>;

@@ -11,7 +11,7 @@ import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { accountOf, type Counter } from './attempts.ts';
 import type { Auth } from './better-auth.ts';
-import { userAccount, type Credentials } from './credentials.ts';
+import type { Credentials } from './credentials.ts';
 import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
 import type { KnownBrowsers } from './known-browser.ts';
 import { personOf, type FindSession } from './principal.ts';
@@ -157,16 +157,16 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         problems: ['invalid_password'],
       },
       async ({ body, principal, request, response }) => {
-        const { userId, sessionId } = personOf(principal);
-        const answer = await counted({ account: userAccount(userId), of: `password\0${sessionId}` }, async () => {
-          // Likewise: an attempt is on record before anything is changed, and whether it came to something afterwards.
-          await audit.record({ action: 'auth.try_change_password', outcome: 'success', actor: `user:${userId}` });
-          // Whoever knew the old password may be signed in somewhere.
-          return door.ask(request, '/change-password', { currentPassword: body.current_password, newPassword: body.new_password, revokeOtherSessions: true });
-        });
-        const user = userJson(answer.json);
-        if (answer.ok) await audit.record({ action: 'auth.change_password', outcome: 'success', actor: `user:${user?.id}` });
-        return passedOn(response, answer, () => ({ user }));
+        const person = personOf(principal);
+        const found = await door.session(request);
+        if (found === null) throw new HttpProblem('not_authenticated', 'Ask with the token or the cookie of the session itself, not with a JWT.');
+        const hash = await credentials.demand(person, body.current_password);
+        if (hash === null) throw new HttpProblem('invalid_password', 'You have no password here: you sign in by a provider.');
+        const next = await credentials.replace(person, hash, body.new_password);
+        const answer = await door.open(request, person.userId);
+        if (answer.ok && (await credentials.endUnless(next, String(answer.json['token'])))) notSignedIn();
+        const { id, email, name } = found.user;
+        return passedOn(response, answer, () => ({ user: { id, email, name } }));
       },
     ),
 

@@ -61,7 +61,7 @@ export function createPeople({ sql, keys, audit, administrators, policy, quotas,
     },
     standings,
     factors,
-    credentials: createCredentials({ sql, limit }),
+    credentials: createCredentials({ sql, audit, limit }),
     knownBrowsers: createKnownBrowsers({ hash: keys.hashToken, isSecure }),
     async lackOf(userId) {
       const { isSetUp } = await factors.stateOf(userId);

@@ -35,8 +35,9 @@ export function sessionPlugin() {
         const { internalAdapter } = ctx.context;
         const user = await internalAdapter.findUserById(ctx.body.userId);
         if (user === null) throw new APIError('UNAUTHORIZED', { message: 'There is no such person' });
-        await setSessionCookie(ctx, { session: await internalAdapter.createSession(user.id), user });
-        return ctx.json({});
+        const session = await internalAdapter.createSession(user.id);
+        await setSessionCookie(ctx, { session, user });
+        return ctx.json({ token: session.token });
       }),
     },
   } satisfies BetterAuthPlugin;

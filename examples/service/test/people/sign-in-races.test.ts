@@ -50,6 +50,26 @@ describe.each(backends())('a sign-in on %s', (_title, open) => {
     }
   });
 
+  it('is with the password of a reset, whatever whoever knew the old one was changing meanwhile', async () => {
+    for (let round = 0; round < ROUNDS; round += 1) {
+      const who = await stage.newPerson(`r${round}`);
+      const { token } = (await stage.call('POST', `/api/users/${who.userId}/password-reset`, { token: stage.admin.token, body: {} })).json;
+      await stage.forgetAddresses();
+      const resetting = stage.call('POST', '/api/password-resets/accept', { body: { token, password: 'another long password' } });
+      const changing = Array.from({ length: 3 }, () =>
+        stage.call('POST', '/api/auth/change-password', { token: who.token, body: { current_password: PASSWORD, new_password: 'the thief has this one' } }),
+      );
+      expect((await resetting).status).toBe(204);
+      const changed = await Promise.all(changing);
+      // One of them at most: each ends the session of all others.
+      expect(changed.filter(({ status }) => status === 200).length).toBeLessThan(2);
+      const tokens = changed.flatMap(({ headers }) => headers.get('set-auth-token') ?? []);
+      const alive = await Promise.all(tokens.map((one) => stage.call('GET', '/api/users/me', { token: one })));
+      expect(alive.filter(({ status }) => status === 200)).toEqual([]);
+      expect([(await stage.signIn(who.email, 'the thief has this one')).status, (await stage.signIn(who.email, 'another long password')).status]).toEqual([401, 200]);
+    }
+  });
+
   it('opens nothing once a person is enabled again, where its session was kept just as the person was disabled', async () => {
     const who = await stage.newPerson('late');
     const asAdmin = (path: string): Promise<CallAnswer> => stage.call('POST', `/api/users/${who.userId}/${path}`, { token: stage.admin.token });
