@@ -161,6 +161,11 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
     await said(ada(['invitations', 'approve', invited.id]), 'Approved: third@example.com');
     await said(come(), 'Welcome.');
     await said(admin(['users', 'demote', 'third@example.com']), /Written down, until [\s\S]*users demote third@example\.com/);
+    const [asked] = await json(ada, 'users', 'requests');
+    await said(ada(['users', 'requests']), new RegExp(`${asked.id} +users demote ${asked.user_id}`));
+    await refused(ada(['users', 'withdraw', asked.id]), 'nothing of that id');
+    await said(admin(['users', 'withdraw', asked.id]), 'Taken back.');
+    await said(admin(['users', 'demote', 'third@example.com']), 'Written down');
     await said(ada(['users', 'demote', 'third@example.com']), 'administers no longer.');
     await said(ada(['users', 'demote', ADA.email]), 'administers no longer.');
   });

@@ -75,6 +75,28 @@ function addUsers(users: Command, { api, show, path, duration, wholeNumber }: Ac
   change('demote', 'let a person administer no longer', 'DELETE', 'administrator', (email) => `${email} administers no longer.`);
 
   users
+    .command('requests')
+    .description('list who shall administer, or no longer, by the word of one administrator: another one must run the same')
+    .action(async () => {
+      const rows = await api().list('/api/administrator-requests', MANY);
+      show(rows, () =>
+        table(
+          ['ID', 'TO BE RUN', 'ASKED BY', 'UNTIL'],
+          rows.map((row) => [textOf(row['id']), `users ${row['kind'] === 'make' ? 'promote' : 'demote'} ${String(row['user_id'])}`, textOf(row['requested_by']), when(row['expires_at'])]),
+        ),
+      );
+    });
+
+  users
+    .command('withdraw')
+    .description('take back what you have asked for, which another administrator has not yet')
+    .argument('<request>', 'its id, as  users requests  shows it')
+    .action(async (id: string) => {
+      await api().sendSigned('DELETE', path('administrator-requests', id));
+      show({ id, withdrawn: true }, () => 'Taken back.');
+    });
+
+  users
     .command('roles')
     .description('list the roles of a person or of a service account')
     .argument('<who>', 'e-mail address or id')
