@@ -99,5 +99,6 @@ export async function assertProtected(sql: SqlClient): Promise<void> {
   const doubt = isChecked
     ? ''
     : `\nThis is PostgreSQL ${major}, and this program was tried with ${CHECKED.from} to ${CHECKED.to}: it may only be said in other words.`;
-  throw new UsageError('invalid_option', `What protects the rows was changed in the database:\n- ${shown.join('\n- ')}${doubt}`);
+  const help = '\nNothing is served meanwhile. How to mend it, and what to look for first, is in docs/service/operations.md.';
+  throw new UsageError('invalid_option', `What protects the rows was changed in the database:\n- ${shown.join('\n- ')}${doubt}${help}`);
 }
