@@ -12,6 +12,7 @@ import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { AuditEntry, AuditRecord, AuditSink, Clock, JsonValue } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { setImmediate } from 'node:timers/promises';
+import { integerArray, textArray } from './array-literal.ts';
 import { asRole, bytesOf, guarded, integer, isClient, type Sql, type SqlClient, type SqlTransaction } from './client.ts';
 
 const SEAM = 'audit_sink';
@@ -150,17 +151,17 @@ export function postgresAuditSink(sql: Sql, options: PostgresAuditSinkOptions): 
         nowMs,
         records[0]!.macKeyId,
         ...handoverColumns(records[0]!),
-        records.map((r) => r.seq),
-        copies.map((e) => column(e.actor)),
-        copies.map((e) => column(e['device_id'])),
-        copies.map((e) => column(e.action)),
-        copies.map((e) => column(e['resource'])),
-        copies.map((e) => column(e.outcome)),
-        copies.map((e) => column(e['ip'])),
-        copies.map((e) => column(e['request_id'])),
-        records.map((r) => base64(r.bytes)),
-        records.map((r) => base64(r.prevMac)),
-        records.map((r) => base64(r.mac)),
+        integerArray(records.map((r) => r.seq)),
+        textArray(copies.map((e) => column(e.actor))),
+        textArray(copies.map((e) => column(e['device_id']))),
+        textArray(copies.map((e) => column(e.action))),
+        textArray(copies.map((e) => column(e['resource']))),
+        textArray(copies.map((e) => column(e.outcome))),
+        textArray(copies.map((e) => column(e['ip']))),
+        textArray(copies.map((e) => column(e['request_id']))),
+        textArray(records.map((r) => base64(r.bytes))),
+        textArray(records.map((r) => base64(r.prevMac))),
+        textArray(records.map((r) => base64(r.mac))),
       ],
     };
   }

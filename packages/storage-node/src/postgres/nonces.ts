@@ -6,6 +6,7 @@ import { UnavailableError, UsageError } from '@keyguard/core/errors';
 import type { Clock, ReplayStore } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { setImmediate } from 'node:timers/promises';
+import { integerArray, textArray } from './array-literal.ts';
 import { asRole, callAsRole, guarded, integer, isClient, type Sql } from './client.ts';
 
 const SEAM = 'replay_store';
@@ -116,10 +117,10 @@ export function postgresReplayStore(sql: Sql, options: PostgresReplayStoreOption
     const batch = claims.toSorted((a, b) => order(a.keyId, b.keyId) || order(a.nonce, b.nonce));
     try {
       const [row] = await callAsRole<{ claimed: unknown }>(sql, 'kg_verifier', 'SELECT keyguard.claim_nonces($1, $2, $3, $4) AS claimed', [
-        batch.map(({ keyId }) => keyId),
-        batch.map(({ nonce }) => nonce),
-        batch.map(({ createdSeconds }) => createdSeconds),
-        batch.map(({ expiresAtMs }) => expiresAtMs),
+        textArray(batch.map(({ keyId }) => keyId)),
+        textArray(batch.map(({ nonce }) => nonce)),
+        integerArray(batch.map(({ createdSeconds }) => createdSeconds)),
+        integerArray(batch.map(({ expiresAtMs }) => expiresAtMs)),
       ]);
       const answers = row?.claimed as readonly unknown[];
       if (!Array.isArray(answers) || answers.length !== batch.length) throw new Error('not an answer for each pair');
