@@ -19,6 +19,7 @@ const PORTKEY = 'Portkey gateway';
 const SERVICES = ['KeyGuard on PGlite', 'KeyGuard on PostgreSQL', 'KeyGuard on PostgreSQL and Redis'] as const;
 const CONNECTIONS = 32;
 const STREAMS = 8;
+const SETTLE_MS = 1500;
 
 type Kind = 'alone' | 'together' | 'streamed';
 type Reports = Readonly<Record<Kind, SliceReport[]>>;
@@ -35,7 +36,7 @@ interface Sizes {
   readonly warmStarts: number;
 }
 
-const LONG: Sizes = { rounds: 12, budgetMs: 200_000, alone: 300, togetherSeconds: 0.6, streamed: 160, warmUp: 5000, warmStarts: 5 };
+const LONG: Sizes = { rounds: 12, budgetMs: 260_000, alone: 300, togetherSeconds: 0.6, streamed: 160, warmUp: 5000, warmStarts: 5 };
 const QUICK: Sizes = { rounds: 3, budgetMs: 60_000, alone: 100, togetherSeconds: 0.25, streamed: 48, warmUp: 1500, warmStarts: 2 };
 const SMOKE: Sizes = { rounds: 1, budgetMs: 1, alone: 20, togetherSeconds: 0.1, streamed: 16, warmUp: 100, warmStarts: 1 };
 
