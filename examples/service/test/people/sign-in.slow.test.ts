@@ -115,7 +115,8 @@ describe.each(backends())('signing in on %s', (_title, open) => {
       const entries = await stage.auditEntries();
       expect(entries.some(({ action, resource }) => action === 'auth.unlock' && resource === `user:${ada.userId}`)).toBe(true);
       expect(entries.some(({ action, tries_of: tries }) => action === 'auth.lock' && tries === 'password')).toBe(true);
-      expect(JSON.stringify(entries.filter(({ actor }) => actor === 'unknown'))).not.toMatch(/ada|nobody/i);
+      // As words: a pseudonym is random text, in which such letters come together now and then.
+      expect(JSON.stringify(entries.filter(({ actor }) => actor === 'unknown'))).not.toMatch(/@|\b(?:ada|nobody)\b/i);
     });
 
     it('counts wrong passwords of who is signed in by session', async () => {
