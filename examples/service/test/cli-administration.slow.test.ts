@@ -154,12 +154,15 @@ describe.each(backends())('the terminal command, on %s', (_title, open) => {
   it('asks two administrators where there are two, and says so', async () => {
     await said(admin(['users', 'promote', ADA.email]), 'administers now.');
     const invited = await json(admin, 'invite', 'third@example.com', '--administrator');
-    const come = (): Promise<Ran> => admin(['accept', '--name', 'Third'], `${invited.token}\n`, { KEYGUARD_PASSWORD: ADA.password });
+    const come = (...more: readonly string[]): Promise<Ran> => admin(['accept', '--name', 'Third'], `${[invited.token, ...more].join('\n')}\n`, { KEYGUARD_PASSWORD: ADA.password });
     await refused(come(), 'A second administrator must approve this invitation first');
     await refused(admin(['invitations', 'approve', invited.id]), 'Another administrator than the one who made it');
     await said(ada(['invitations', 'list']), /third@example\.com +yes/);
-    await said(ada(['invitations', 'approve', invited.id]), 'Approved: third@example.com');
-    await said(come(), 'Welcome.');
+    const lost = (await said(ada(['invitations', 'approve', invited.id]), 'Approved: third@example.com')).split('\n')[0]!;
+    const { second_token: second } = await json(ada, 'invitations', 'approve', invited.id);
+    await refused(come(), /This takes a second token as well[\s\S]*Second token, of the administrator who approved the invitation is missing/);
+    await refused(come(lost), 'The second token is not the one of the approval that counts');
+    await said(come(second), 'Welcome.');
     await said(admin(['users', 'demote', 'third@example.com']), /Written down, until [\s\S]*users demote third@example\.com/);
     const [asked] = await json(ada, 'users', 'requests');
     await said(ada(['users', 'requests']), new RegExp(`${asked.id} +users demote ${asked.user_id}`));

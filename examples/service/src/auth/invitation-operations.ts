@@ -23,7 +23,12 @@ const createBody = z.strictObject({
 const resetBody = z.strictObject({ expires_in_s: z.int().min(60).max(DAY_SECONDS).default(3600) });
 
 const token = z.string().min(1).max(100);
-const acceptBody = z.strictObject({ token, password: newPassword, name: z.string().trim().min(1).max(100) });
+const acceptBody = z.strictObject({
+  token,
+  second_token: token.optional().describe('Of the administrator who approved it; needed where it gives power and two administer.'),
+  password: newPassword,
+  name: z.string().trim().min(1).max(100),
+});
 const acceptResetBody = z.strictObject({
   token,
   second_token: token.optional().describe('Of another administrator; needed where two administer.'),
@@ -65,7 +70,7 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
         stepUp: 'approve', idempotent: { member: 'token', isGood: (_principal, { token: shown }) => invitations.isOpen(shown as string) },
         summary: 'Invite somebody; hand over the token yourself',
         description:
-          'No mail is sent. The token counts while you administer. Where two administer, one that makes an administrator or lets somebody reveal or share secrets counts once another one has approved it.',
+          'No mail is sent. The token counts while you administer. Where two administer, one that makes an administrator or lets somebody reveal or share secrets counts once another one has approved it, beside the second token of the approval.',
         body: createBody,
         answers: { 201: { description: 'The invitation, with its token', json: invitation.extend({ token: shownOnce }).meta({ id: 'NewInvitation' }) } },
         problems: ['account_exists', 'quota_exceeded'],
@@ -92,16 +97,18 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
     operation(
       {
         id: 'approveInvitation', action: 'invitation.approve', method: 'post', path: '/api/invitations/{id}/approve', tag: TAG, access: 'administrator',
-        stepUp: 'approve',
-        summary: 'Stand for an invitation of another administrator, as the second one',
+        stepUp: 'approve', idempotent: { member: 'second_token', isGood: (_principal, { id, second_token: shown }) => invitations.isSecondOpen(id as string, shown as string) },
+        summary: 'Stand for an invitation of another administrator, as the second one; hand over the second token yourself',
+        description:
+          'Give it to the person themself, and not by who made the invitation, who could come in with both. Approving again makes a new second token, and the one of before worth nothing.',
         params: idParams,
-        answers: { 200: { description: 'Approved', json: invitation } },
+        answers: { 200: { description: 'Approved, with the second token', json: invitation.extend({ second_token: shownOnce }).meta({ id: 'ApprovedInvitation' }) } },
         problems: ['not_found', 'four_eyes_required'],
       },
       async ({ principal, params }) => {
         const approved = await invitations.approve(params.id, personOf(principal));
         if (approved === null) throw notFound();
-        return { json: invitationJson(approved) };
+        return { json: { ...invitationJson(approved.invitation), second_token: approved.secondToken } };
       },
     ),
 
@@ -124,13 +131,15 @@ export function invitationOperations({ invitations, passwordResets, linkLimiter,
       {
         id: 'acceptInvitation', action: 'invitation.accept', method: 'post', path: '/api/invitations/accept', tag: TAG, access: 'public',
         summary: 'Come in with the token of an invitation, and set a password',
+        description:
+          'Where two administer, an invitation that makes an administrator or lets somebody reveal or share secrets takes the second token of its approval as well: whoever made it does not come in by it alone.',
         body: acceptBody,
         answers: { 201: { description: 'The person, who can sign in now', json: z.object({ user_id: z.string(), email: z.string() }) } },
         problems: ['link_invalid', 'account_exists', 'four_eyes_required'],
       },
       async ({ body, request }) => {
         await limitTries(linkLimiter, request.ip, clock.nowMs());
-        const { userId, email: address } = await invitations.accept(body.token, body);
+        const { userId, email: address } = await invitations.accept(body.token, body.second_token ?? null, body);
         return { status: 201, json: { user_id: userId, email: address } };
       },
     ),

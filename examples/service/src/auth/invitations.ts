@@ -16,7 +16,7 @@ import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
 import { lockAdministrators } from '../roles/four-eyes.ts';
 import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
 import { setPasswordIn } from './credentials.ts';
-import { invitationApprovals } from './invitation-approvals.ts';
+import { invitationApprovals, PROVEN_ADDRESS, type Beside } from './invitation-approvals.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
@@ -50,24 +50,29 @@ export interface Invitations {
   create(invitation: NewInvitation, by: Person): Promise<{ readonly invitation: Invitation; readonly token: string }>;
   list(request: PageRequest): Promise<Page<Invitation>>;
   /**
-   * A second administrator stands for it. `null` where there is none that is still open.
+   * A second administrator stands for it, and lets in whom they give the second token, which is shown this once; one of before is worth
+   * nothing from now on. `null` where there is none that is still open.
    * @throws HttpProblem `four_eyes_required` for who made it
    */
-  approve(id: string, by: Person): Promise<Invitation | null>;
+  approve(id: string, by: Person): Promise<{ readonly invitation: Invitation; readonly secondToken: string } | null>;
   /** `null` where there is none that is still open. */
   revoke(id: string, by: Person): Promise<Invitation | null>;
   /**
-   * Makes the person; one winner, whatever races.
-   * @throws HttpProblem `link_invalid`, `account_exists`, and `four_eyes_required` where it gives power, two administer, and one has made it
+   * Makes the person; one winner, whatever races. `secondToken` is the one of the approval.
+   * @throws HttpProblem `link_invalid`, `account_exists`, and `four_eyes_required` where it gives power, two administer, and the approval or
+   * its token is missing
    */
-  accept(token: string, person: { readonly password: string; readonly name: string }): Promise<{ readonly userId: string; readonly email: string }>;
+  accept(token: string, secondToken: string | null, person: { readonly password: string; readonly name: string }): Promise<{ readonly userId: string; readonly email: string }>;
   /**
    * In the caller's transaction: uses up an open invitation of an address that somebody else has proven, and gives what it gives to
    * `userId`. `false` where there is none.
+   * @throws HttpProblem `four_eyes_required` where it gives power, two administer, and one has made it
    */
   claimForIn(tx: SqlTransaction, email: string, userId: string): Promise<boolean>;
-  /** Whether `token` is still one with which somebody comes in. */
+  /** Whether `token` is still one with which, alone or beside another, somebody comes in. */
   isOpen(token: string): Promise<boolean>;
+  /** Whether `secondToken` is still the one of the approval that counts. */
+  isSecondOpen(id: string, secondToken: string): Promise<boolean>;
   /** Whether there is an open invitation of this address. */
   isInvited(email: string): Promise<boolean>;
 }
@@ -88,12 +93,13 @@ interface Row {
   revoked_at_ms: unknown;
   approved_by: string | null;
   approved_at_ms: unknown;
+  approval_token_hash: string | null;
   approval_mac_key_id: string | null;
   approval_mac: Uint8Array | null;
 }
 
 const COLUMNS = `id, token_hash, email, role_ids, is_administrator, invited_by, created_at_ms, expires_at_ms, mac_key_id, mac, accepted_at_ms,
-  accepted_user_id, revoked_at_ms, approved_by, approved_at_ms, approval_mac_key_id, approval_mac`;
+  accepted_user_id, revoked_at_ms, approved_by, approved_at_ms, approval_token_hash, approval_mac_key_id, approval_mac`;
 const OPEN = 'accepted_at_ms IS NULL AND revoked_at_ms IS NULL AND expires_at_ms > $2';
 
 const msOrNull = (value: unknown): number | null => (value === null ? null : Number(value));
@@ -130,10 +136,10 @@ export interface InvitationsOptions {
 export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock = systemClock }: InvitationsOptions): Invitations {
   const { rowMacKey } = keys;
   const links = oneTimeLinks({ table: 'invitations', prefix: 'kgi_' }, { hash: keys.hashToken, rowMacKey });
-  const approvals = invitationApprovals({ rowMacKey, clock });
+  const approvals = invitationApprovals({ hash: keys.hashToken, rowMacKey, clock });
 
   /** An open invitation that gives what it says, or `null`. */
-  async function openIn(tx: SqlTransaction, column: 'token_hash' | 'email', value: string): Promise<Row | null> {
+  async function openIn(tx: SqlTransaction, column: 'id' | 'token_hash' | 'email', value: string): Promise<Row | null> {
     const { rows } = await tx.query<Row>(
       `SELECT ${COLUMNS} FROM keyguard_auth.invitations WHERE ${column} = $1 AND ${OPEN} ORDER BY created_at_ms DESC, id DESC LIMIT 1`,
       [value, clock.nowMs()],
@@ -145,16 +151,21 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
     return (await postgresAdministrators(tx, { rowMacKey, clock }).has(row.invited_by)) ? row : null;
   }
 
-  /** `false` where somebody else was first, or who invited administers no longer. @throws HttpProblem `four_eyes_required` */
-  async function claimIn(tx: SqlTransaction, row: Row, userId: string): Promise<boolean> {
+  /**
+   * Uses it up and gives what it gives. `false` where somebody else was first, it was approved anew meanwhile, or who invited administers no longer.
+   * @throws HttpProblem `four_eyes_required`, `link_invalid`
+   */
+  async function claimIn(tx: SqlTransaction, row: Row, userId: string, beside: Beside): Promise<boolean> {
     await lockAdministrators(tx);
     const administrators = postgresAdministrators(tx, { rowMacKey, clock });
     // Whoever invited may have given it up while this waited.
     if (!(await administrators.has(row.invited_by))) return false;
-    await approvals.demandIn(tx, row);
+    const isByBoth = await approvals.demandIn(tx, row, beside);
+    // An approval by which nobody came in vouches for nobody: its token is forgotten.
     const { rows } = await tx.query(
-      `UPDATE keyguard_auth.invitations SET accepted_at_ms = $2, accepted_user_id = $3 WHERE id = $1 AND ${OPEN} RETURNING id`,
-      [row.id, clock.nowMs(), userId],
+      `UPDATE keyguard_auth.invitations SET accepted_at_ms = $2, accepted_user_id = $3, approval_token_hash = CASE WHEN $4::boolean THEN approval_token_hash END
+        WHERE id = $1 AND ${OPEN} AND approval_token_hash IS NOT DISTINCT FROM $5 RETURNING id`,
+      [row.id, clock.nowMs(), userId, isByBoth, row.approval_token_hash],
     );
     if (rows.length === 0) return false;
     if (row.is_administrator) await administrators.grant(userId, { grantedBy: row.invited_by });
@@ -169,14 +180,12 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
         );
       }
     });
-    return true;
-  }
-
-  function recordAcceptanceIn(tx: SqlTransaction, row: Row, userId: string): Promise<void> {
-    return audit.recordIn(tx, {
+    await audit.recordIn(tx, {
       action: 'invitation.accept', outcome: 'success', actor: `user:${userId}`, resource: `invitation:${row.id}`,
-      account: keys.pseudonym(`account\0${row.email}`), invited_by: row.invited_by, role_ids: [...row.role_ids], is_administrator: row.is_administrator,
+      account: keys.pseudonym(`account\0${row.email}`), invited_by: row.invited_by, ...(isByBoth && { approved_by: row.approved_by }),
+      role_ids: [...row.role_ids], is_administrator: row.is_administrator,
     });
+    return true;
   }
 
   return {
@@ -186,7 +195,7 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
       const draft = {
         id: randomUUID(), token_hash: tokenHash, email, role_ids: [...new Set(roleIds)].toSorted(), is_administrator: isAdministrator, invited_by: by.userId,
         created_at_ms: nowMs, expires_at_ms: nowMs + expiresInSeconds * 1000, accepted_at_ms: null, accepted_user_id: null, revoked_at_ms: null,
-        approved_by: null, approved_at_ms: null, approval_mac_key_id: null, approval_mac: null,
+        approved_by: null, approved_at_ms: null, approval_token_hash: null, approval_mac_key_id: null, approval_mac: null,
       };
       const { macKeyId, mac } = await links.seal(fieldsOf({ ...draft, mac_key_id: '', mac: new Uint8Array() }));
       return asAuth(sql, async (tx) => {
@@ -228,18 +237,12 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
         if (row === undefined) return null;
         if (row.invited_by === by.userId) throw new HttpProblem('four_eyes_required', 'Another administrator than the one who made it approves an invitation.');
         await links.demandIntact(fieldsOf(row), { macKeyId: row.mac_key_id, mac: row.mac });
-        if (await approvals.isApprovedIn(tx, row)) return invitationOf(row);
-        const nowMs = clock.nowMs();
-        const { macKeyId, mac } = await approvals.seal(row, by.userId, nowMs);
-        const { rows: approved } = await tx.query<Row>(
-          `UPDATE keyguard_auth.invitations SET approved_by = $2, approved_at_ms = $3, approval_mac_key_id = $4, approval_mac = $5 WHERE id = $1 RETURNING ${COLUMNS}`,
-          [id, by.userId, nowMs, macKeyId, mac],
-        );
+        const { secondToken, approved } = await approvals.approveIn(tx, row, by.userId);
         await audit.recordIn(tx, {
           action: 'invitation.approve', outcome: 'success', actor: by.actor, resource: `invitation:${id}`, invited_by: row.invited_by,
-          role_ids: [...row.role_ids], is_administrator: row.is_administrator,
+          role_ids: [...row.role_ids], is_administrator: row.is_administrator, ...(row.approved_by !== null && { in_place_of: row.approved_by }),
         });
-        return invitationOf(approved[0]!);
+        return { invitation: invitationOf(approved), secondToken };
       });
     },
 
@@ -255,9 +258,10 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
       });
     },
 
-    async accept(token, { password, name }) {
+    async accept(token, secondToken, { password, name }) {
       const tokenHash = links.hashOf(token);
-      if (tokenHash === null) throw linkInvalid();
+      const secondHash = secondToken === null ? null : approvals.hashOf(secondToken);
+      if (tokenHash === null || (secondToken !== null && secondHash === null)) throw linkInvalid();
       // Looked at before the password is hashed, so that guessing costs us nothing; and again when it counts.
       if ((await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) === null) throw linkInvalid();
       const passwordHash = await passwords.hash(password);
@@ -269,13 +273,12 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
           'INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true) ON CONFLICT (email) DO NOTHING RETURNING id',
           [userId, name, row.email],
         );
-        if (!(await claimIn(tx, row, userId))) {
+        if (!(await claimIn(tx, row, userId, secondHash))) {
           await tx.query('DELETE FROM keyguard_auth.users WHERE id = $1', [userId]);
           return null;
         }
         if (made.rows.length === 0) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
         await setPasswordIn(tx, userId, passwordHash);
-        await recordAcceptanceIn(tx, row, userId);
         return row.email;
       });
       if (email === null) throw linkInvalid();
@@ -284,15 +287,19 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
 
     async claimForIn(tx, email, userId) {
       const row = await openIn(tx, 'email', email);
-      if (row === null || !(await claimIn(tx, row, userId))) return false;
-      await recordAcceptanceIn(tx, row, userId);
-      return true;
+      return row !== null && claimIn(tx, row, userId, PROVEN_ADDRESS);
     },
 
     async isOpen(token) {
       const tokenHash = links.hashOf(token);
       return tokenHash !== null && (await asAuth(sql, (tx) => openIn(tx, 'token_hash', tokenHash))) !== null;
     },
+
+    isSecondOpen: (id, secondToken) =>
+      asAuth(sql, async (tx) => {
+        const row = await openIn(tx, 'id', id);
+        return row !== null && row.approval_token_hash === approvals.hashOf(secondToken) && approvals.isApprovedIn(tx, row);
+      }),
 
     isInvited: (email) => asAuth(sql, async (tx) => (await openIn(tx, 'email', email)) !== null),
   };

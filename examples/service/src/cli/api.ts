@@ -27,6 +27,16 @@ export interface Api {
   list(path: string, limit: number): Promise<readonly Json[]>;
 }
 
+/** The server was asked in order, and says no. */
+export class RefusedError extends CommandError {
+  readonly code: string;
+
+  constructor(message: string, code: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
 /** The server knows nothing of the session that is kept here. */
 export class SessionEndedError extends CommandError {}
 
@@ -120,5 +130,5 @@ function refusal(response: Response, json: Json, isSigned: boolean): CommandErro
   const id = response.status >= 500 && typeof json['request_id'] === 'string' ? ` (${json['request_id']})` : '';
   if (response.status === 401 && isSigned) return new SessionEndedError(`Your session has ended. Run  ${COMMAND} login  again.`);
   if (json['code'] === 'setup_complete') return new CommandError(`${detail} Run  ${COMMAND} login`);
-  return new CommandError(detail + id);
+  return new RefusedError(detail + id, typeof json['code'] === 'string' ? json['code'] : '');
 }

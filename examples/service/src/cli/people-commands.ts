@@ -1,6 +1,6 @@
 /** `keyguard invite`, `accept`, `sessions` and `second-factor`: people, as they come in and stay in. */
 import type { Command } from 'commander';
-import { COMMAND, type Api, type Json } from './api.ts';
+import { COMMAND, RefusedError, type Answer, type Api, type Json } from './api.ts';
 import { ask, askSecret, CommandError, confirm, remark, table, when } from './terminal.ts';
 
 export interface PeopleCommandOptions {
@@ -43,22 +43,34 @@ export function addPeopleCommands(program: Command, { api, show, duration, askNe
 
   invitations
     .command('approve')
-    .description('stand for an invitation of another administrator, as the second one')
+    .description('stand for an invitation of another administrator, as the second one, and hand the second token over yourself; it is shown once')
     .argument('<id>')
     .action(async (id: string) => {
       const approved = await api().sendSigned('POST', `/api/invitations/${encodeURIComponent(id)}/approve`, {});
-      show(approved, () => `Approved: ${String(approved['email'])} can come in by it.`);
+      show(
+        approved,
+        () =>
+          `${String(approved['second_token'])}\n\nApproved: ${String(approved['email'])} comes in with this and the token of the invitation, until ${when(approved['expires_at'])}. ` +
+          `Give it to the person themself, and not by who invited them: whoever has both comes in.\n` +
+          `It is not shown again; approving again makes another one, and this one worthless. They run  ${COMMAND} accept`,
+      );
     });
 
   program
     .command('accept')
-    .description('come in with the token of an invitation, which is asked for or read from a pipe')
+    .description('come in with the token of an invitation, and a second one where it takes two; they are asked for or read from a pipe')
     .option('--name <name>', 'your name')
     .action(async ({ name }: { name?: string }) => {
       const token = await askSecret('Token of the invitation');
       const called = name ?? (await ask('Your name'));
       const password = process.env['KEYGUARD_PASSWORD'] ?? (await askNewPassword());
-      const { json } = await api().send('POST', '/api/invitations/accept', { token, name: called, password });
+      const server = api();
+      const come = (more: Json): Promise<Answer> => server.send('POST', '/api/invitations/accept', { token, name: called, password, ...more });
+      const { json } = await come({}).catch(async (error: unknown) => {
+        if (!(error instanceof RefusedError) || error.code !== 'four_eyes_required') throw error;
+        remark(error.message);
+        return come({ second_token: await askSecret('Second token, of the administrator who approved the invitation') });
+      });
       show(json, () => `Welcome. Sign in with  ${COMMAND} login --email ${String(json['email'])}`);
     });
 

@@ -54,12 +54,12 @@ export async function sharedWithRole(tx: SqlTransaction, roleId: string, nowMs: 
   return rows.map(({ permission }) => permission);
 }
 
-/** Whether one of these people is the caller, or came in by an invitation that nobody but the caller has vouched for. */
+/** Whether one of these people is the caller, or came in by an invitation of the caller's and by no approval of another one's. */
 async function areOneself(tx: SqlTransaction, { userId }: Principal, people: readonly string[]): Promise<boolean> {
   if (people.includes(userId)) return true;
   if (people.length === 0 || !(await areTwo(tx))) return false;
   const { rows } = await asAuth(tx, (inner) =>
-    inner.query('SELECT 1 FROM keyguard_auth.invitations WHERE accepted_user_id = ANY ($1) AND invited_by = $2 AND approved_by IS NULL LIMIT 1', [people, userId]),
+    inner.query('SELECT 1 FROM keyguard_auth.invitations WHERE accepted_user_id = ANY ($1) AND invited_by = $2 AND approval_token_hash IS NULL LIMIT 1', [people, userId]),
   );
   return rows.length > 0;
 }

@@ -104,6 +104,23 @@ describe.each(backends())('a repetition on %s', (_title, open) => {
     expect(late.text).not.toContain(first.json[member]);
   });
 
+  it('shows the second token of an invitation that was lost on the way, and no longer once the invitation was approved anew or revoked', async () => {
+    const bea = await stage.newPerson('bea');
+    await asAdmin('PUT', `/api/users/${bea.userId}/administrator`);
+    const { id } = (await asAdmin('POST', '/api/invitations', { email: `${newName()}@example.com`, is_administrator: true })).json;
+    const approve = (key: string): Promise<CallAnswer> => make(`/api/invitations/${id}/approve`, undefined, key, bea.token);
+    const [key, later] = [randomUUID(), randomUUID()];
+    const first = await approve(key);
+    expect([first.status, (await approve(key)).text]).toEqual([200, first.text]);
+    const second = await approve(later);
+    expect(second.json.second_token).not.toBe(first.json.second_token);
+    const late = await approve(key);
+    expect([late.json.code, (await approve(later)).text]).toEqual(['idempotency_reply_withheld', second.text]);
+    await asAdmin('POST', `/api/invitations/${id}/revoke`);
+    expect((await approve(later)).json.code).toBe('idempotency_reply_withheld');
+    await stage.call('DELETE', `/api/users/${bea.userId}/administrator`, { token: bea.token });
+  });
+
   it('shows nothing to another session of the same person, however it signed in, and to a JWT what its session is shown', async () => {
     const key = randomUUID();
     const first = await make('/api/enrollment-codes', {}, key, person.token);
@@ -166,11 +183,11 @@ describe.each(backends())('a repetition on %s', (_title, open) => {
     const membersOf = ({ $ref, properties = {}, allOf = [] }: Shape): string[] =>
       $ref === undefined ? [...Object.keys(properties), ...allOf.flatMap(membersOf)] : membersOf(json.components.schemas[$ref.split('/').at(-1)!]);
     const shownBy = ({ responses }: Described): string[] => membersOf((responses['201'] ?? responses['200'])!.content['application/json']!.schema);
-    const showing = creations.filter((one) => shownBy(one).some((name) => ['code', 'token', 'value'].includes(name)));
+    const showing = creations.filter((one) => shownBy(one).some((name) => ['code', 'token', 'second_token', 'value'].includes(name)));
     const saying = creations.filter(({ responses }) => responses['409']!.description.includes('idempotency_reply_withheld'));
     const names = (some: readonly Described[]): string[] => some.map(({ operationId }) => operationId).toSorted();
     expect(creations.length).toBeGreaterThan(10);
     expect(names(showing)).toEqual(names(saying));
-    expect(showing).toHaveLength(8);
+    expect(showing).toHaveLength(9);
   });
 });

@@ -19,7 +19,8 @@ describe.each(backends())('an invitation that is being accepted on %s', (_title,
 
   const call = (by: SignedIn, method: string, path: string, body?: object): Promise<CallAnswer> => stage.call(method, path, { token: by.token, ...(body !== undefined && { body }) });
   const invite = async (by: SignedIn, email: string, gives: object): Promise<{ id: string; token: string }> => (await call(by, 'POST', '/api/invitations', { email, ...gives })).json;
-  const accept = (token: string): Promise<CallAnswer> => stage.call('POST', '/api/invitations/accept', { body: { token, password: PASSWORD, name: 'Puppet' } });
+  const accept = (token: string, second?: string): Promise<CallAnswer> =>
+    stage.call('POST', '/api/invitations/accept', { body: { token, password: PASSWORD, name: 'Puppet', ...(second !== undefined && { second_token: second }) } });
 
   beforeAll(async () => {
     backend = await open();
@@ -47,6 +48,26 @@ describe.each(backends())('an invitation that is being accepted on %s', (_title,
     });
     const [accepted, changed] = await answers!;
     expect([accepted!.json.code ?? 'accepted', changed!.json.code ?? 'changed'].filter((code) => code === 'four_eyes_required')).toHaveLength(1);
+  });
+
+  it('is not accepted by a second token that was replaced while the acceptance was under way', async () => {
+    const { id, token } = await invite(ada, 'late@example.com', { is_administrator: true });
+    const approve = (): Promise<CallAnswer> => call(bea, 'POST', `/api/invitations/${id}/approve`);
+    const second = (await approve()).json.second_token as string;
+    let answers: Promise<readonly CallAnswer[]> | undefined;
+    await asAuth(stage.sql(), async (tx) => {
+      await lockAdministrators(tx);
+      const accepting = accept(token, second);
+      await setTimeout(UNDER_WAY_MS);
+      answers = Promise.all([accepting, approve()]);
+      await setTimeout(UNDER_WAY_MS);
+    });
+    const [accepted, approvedAgain] = await answers!;
+    // Whichever came first: a database of one connection lets nothing come in between.
+    expect([[201, 404], [403, 200]]).toContainEqual([accepted!.status, approvedAgain!.status]);
+    if (accepted!.status === 403) expect([accepted!.json.code, (await accept(token, approvedAgain!.json.second_token)).status]).toEqual(['link_invalid', 201]);
+    // As before: of two administrators one is the other's.
+    await asAuth(stage.sql(), (tx) => tx.query('DELETE FROM keyguard.administrators WHERE user_id NOT IN ($1, $2)', [ada.userId, bea.userId]));
   });
 
   it('is nobody’s once who invited has given up to administer, though the acceptance had begun before', async () => {

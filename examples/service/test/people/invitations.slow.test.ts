@@ -76,7 +76,7 @@ describe.each(backends())('invitations on %s', (_title, open) => {
     const invitations = createInvitations({ sql: stage.sql(), keys, audit: quiet, clock: stage.time });
     const answers: string[] = [];
     for (let round = 0; round < 4; round += 1) {
-      const settled = await Promise.allSettled(Array.from({ length: 25 }, (_, i) => invitations.accept(json.token, { password: PASSWORD, name: `Number ${i}` })));
+      const settled = await Promise.allSettled(Array.from({ length: 25 }, (_, i) => invitations.accept(json.token, null, { password: PASSWORD, name: `Number ${i}` })));
       answers.push(...settled.map((one) => (one.status === 'fulfilled' ? 'won' : (one.reason as { code: string }).code)));
     }
     expect(answers.filter((answer) => answer === 'won')).toHaveLength(1);
@@ -114,7 +114,7 @@ describe.each(backends())('invitations on %s', (_title, open) => {
       expect(rows.some(({ hash }) => tokens.some((token) => hash.includes(token)))).toBe(false);
     });
     const forged = createInvitations({ sql: stage.sql(), keys: { ...keys, hashToken: () => 'A'.repeat(43) }, audit: quiet, clock: stage.time });
-    await expect(forged.accept(json.token, { password: PASSWORD, name: 'Eve' })).rejects.toMatchObject({ name: 'UnavailableError' });
+    await expect(forged.accept(json.token, null, { password: PASSWORD, name: 'Eve' })).rejects.toMatchObject({ name: 'UnavailableError' });
     await expect(asAuth(stage.sql(), (tx) => tx.query(`UPDATE keyguard_auth.invitations SET accepted_at_ms = NULL, accepted_user_id = NULL WHERE accepted_at_ms IS NOT NULL`))).rejects.toMatchObject({ name: 'UnavailableError' });
   });
 

@@ -148,19 +148,26 @@ describe.each(backends())('one administrator on %s', (_title, open) => {
   describe('by a second self', () => {
     const invite = async (by: SignedIn, extra: object): Promise<{ id: string; token: string; email: string }> =>
       (await call(by, 'POST', '/api/invitations', { email: `puppet-${Date.now()}-${Math.floor(performance.now() * 1000)}@example.com`, ...extra })).json;
-    const accept = (token: string): Promise<CallAnswer> => stage.call('POST', '/api/invitations/accept', { body: { token, password: PASSWORD, name: 'Puppet' } });
+    const accept = (token: string, second?: string): Promise<CallAnswer> =>
+      stage.call('POST', '/api/invitations/accept', { body: { token, password: PASSWORD, name: 'Puppet', ...(second !== undefined && { second_token: second }) } });
     const asPuppet = async (answer: CallAnswer, email: string): Promise<SignedIn> => ({ userId: answer.json.user_id, email, token: bearerOf(await stage.signIn(email)) });
 
-    it.each([['who administers', { is_administrator: true }], ['who reads the secrets of others', 'reader']] as const)('%s: it comes in once the other one has approved', async (_who, gives) => {
+    it.each([['who administers', { is_administrator: true }], ['who reads the secrets of others', 'reader']] as const)('%s: it comes in once the other one has approved, and not by the token of who made it alone', async (_who, gives) => {
       await only(ada, bea);
       const { id, token, email } = await invite(ada, gives === 'reader' ? { role_ids: [reader] } : gives);
       expect(codeOf(await accept(token))).toEqual(NOT_ALONE);
       expect((await stage.signIn(email)).status).toBe(401);
       expect(codeOf(await call(ada, 'POST', `/api/invitations/${id}/approve`))).toEqual(NOT_ALONE);
       expect((await call(cyd, 'POST', `/api/invitations/${id}/approve`)).status).toBe(403);
-      expect((await call(bea, 'POST', `/api/invitations/${id}/approve`)).json).toMatchObject({ id, approved_by: bea.userId });
+      const { json: approved } = await call(bea, 'POST', `/api/invitations/${id}/approve`);
+      expect(approved).toMatchObject({ id, approved_by: bea.userId, second_token: expect.stringMatching(/^kga_[\w-]{43}$/) });
       expect((await entries('invitation.approve'))[0]).toMatchObject({ actor: `user:${bea.userId}`, resource: `invitation:${id}`, invited_by: ada.userId });
-      expect((await accept(token)).status).toBe(201);
+      // All that Ada has, after an approval in good faith.
+      const alone = await accept(token);
+      expect([...codeOf(alone), alone.json.detail]).toEqual([...NOT_ALONE, expect.stringContaining('second_token')]);
+      expect((await stage.signIn(email)).status).toBe(401);
+      expect((await accept(token, approved.second_token)).status).toBe(201);
+      expect((await entries('invitation.accept'))[0]).toMatchObject({ outcome: 'success', invited_by: ada.userId, approved_by: bea.userId });
     });
 
     it('that was prepared while nobody else was there, and comes when somebody is', async () => {
@@ -172,11 +179,11 @@ describe.each(backends())('one administrator on %s', (_title, open) => {
     it('whose approval is of somebody who administers no longer, or was written into the database', async () => {
       await only(ada, bea, cyd);
       const { id, token } = await invite(ada, { is_administrator: true });
-      await call(cyd, 'POST', `/api/invitations/${id}/approve`);
+      const second = (await call(cyd, 'POST', `/api/invitations/${id}/approve`)).json.second_token as string;
       await unmake(cyd, cyd);
-      expect(codeOf(await accept(token))).toEqual(NOT_ALONE);
+      expect(codeOf(await accept(token, second))).toEqual(NOT_ALONE);
       await asAuth(stage.sql(), (tx) => tx.query('UPDATE keyguard_auth.invitations SET approved_by = $2 WHERE id = $1', [id, bea.userId]));
-      expect((await accept(token)).status).toBe(503);
+      expect((await accept(token, second)).status).toBe(503);
     });
 
     it('to whom the means to read are given later, by whatever way', async () => {
