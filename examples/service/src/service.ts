@@ -43,6 +43,7 @@ import { strangers } from './audit/strangers.ts';
 import { createMacRotation } from './audit/mac-rotation.ts';
 import { auditOperations } from './audit/operations.ts';
 import { assertNotRolledBack } from './audit/rollback.ts';
+import { adoptPeople } from './auth/adopted-people.ts';
 import { createAuth } from './auth/better-auth.ts';
 import { authDoor } from './auth/door.ts';
 import { authOperations } from './auth/operations.ts';
@@ -56,6 +57,7 @@ import { sealedSecondFactors } from './auth/second-factor.ts';
 import { secondFactorOperations } from './auth/second-factor-operations.ts';
 import { sessionOperations } from './auth/session-operations.ts';
 import { createSetup } from './auth/setup.ts';
+import type { Vouching } from './auth/vouched-people.ts';
 import type { Config } from './config.ts';
 import type { Database } from './db/connect.ts';
 import { asVerifier } from './db/as-user.ts';
@@ -325,7 +327,21 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   undo.push(() => proxy.close());
 
   const signInPolicy = overrides.signInPolicy ?? ((): SignInPolicy => policyOf(settings.current()));
-  const people = createPeople({ sql, keys, audit, administrators, clock, policy: signInPolicy, quotas, isSecure: origins[0].startsWith('https:') });
+  // Once a minute for each: whoever looks again and again makes the log no longer.
+  const sampledTampering = refusalSampler(() => ({ perMinute: 1, thenOneIn: Number.MAX_SAFE_INTEGER }));
+  const vouching: Vouching = {
+    rowMacKey: keys.rowMacKey,
+    onTamperedPerson(userId) {
+      const entry = sampledTampering(`user:${userId}`, { action: 'auth.tampered', outcome: 'failed', actor: 'system', resource: `user:${userId}` });
+      if (entry === null) return;
+      log.error({ userId }, 'what a person signs in by was changed in the database: they are refused');
+      // Not waited for: whoever met it is in a transaction, and nobody was let in by it.
+      audit.record(entry).catch(onFault);
+    },
+  };
+  const adopted = await adoptPeople({ sql, vouching, audit });
+  if (adopted > 0) log.info(`${adopted} people got the MAC that what they sign in by bears from now on; nobody gets one by a start again`);
+  const people = createPeople({ sql, vouching, keys, audit, administrators, clock, policy: signInPolicy, quotas, isSecure: origins[0].startsWith('https:') });
   const auth = createAuth({ sql, keys, origins, policy: signInPolicy, signInTriesPerMinute: () => settings.current().limits.sign_in_tries_per_minute, log: (level, message) => log[level]({ from: 'better-auth' }, message) });
   const setup = createSetup({ sql, keys, audit });
   const readJson = jsonReader(definePolicy(policy));
@@ -354,9 +370,7 @@ async function compose({ config, log, say, overrides = {} }: StartOptions, undo:
   const oidc =
     config.oidc === null
       ? null
-      : createOidcSignIn({ config: config.oidc, origin: origins[0], sql, hash: keys.hashToken, pseudonym: keys.pseudonym, audit, invitations: people.invitations, clock });
-  // Once a minute for each: whoever looks again and again makes the log no longer.
-  const sampledTampering = refusalSampler(() => ({ perMinute: 1, thenOneIn: Number.MAX_SAFE_INTEGER }));
+      : createOidcSignIn({ config: config.oidc, origin: origins[0], sql, vouching, hash: keys.hashToken, pseudonym: keys.pseudonym, audit, invitations: people.invitations, clock });
   const onTamperedShare: OnTamperedShare = ({ id, subjectType, subjectId }) => {
     const entry = sampledTampering(id, { action: 'secret_share.tampered', outcome: 'failed', actor: 'system', resource: `${subjectType}:${subjectId}`, share_id: id });
     if (entry === null) return;

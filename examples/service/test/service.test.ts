@@ -15,6 +15,7 @@ import { createSigner } from '@keyguard/core/sign';
 import { asRole, postgresAuditSink, postgresKeyRecords } from '@keyguard/storage-node/postgres';
 import { auditOrigin } from '../src/audit/log.ts';
 import { openDeploymentKeys } from '../src/keys/hierarchy.ts';
+import { insertPerson, vouchingOf } from './people-rows.ts';
 import {
   caller,
   backends,
@@ -156,11 +157,8 @@ describe.each(backends())('the service on %s', (_title, open) => {
   it('starts again with everything that it knew, and prints no second code', async () => {
     await stop();
     await deployment.withDatabase(async (sql) => {
-      const hash = await hashPassword(OTHER.password);
-      await asRole(sql, 'kg_auth', async (tx) => {
-        await tx.query(`INSERT INTO keyguard_auth.users (id, name, email) VALUES ('other', 'Other', $1)`, [OTHER.email]);
-        await tx.query(`INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ('other', 'other', 'other', 'credential', $1)`, [hash]);
-      });
+      const vouching = await vouchingOf(sql, { kind: 'file', path: join(deployment.folder, 'data', 'root.key') });
+      await insertPerson(sql, vouching, { id: 'other', name: 'Other', email: OTHER.email, passwordHash: await hashPassword(OTHER.password) });
     });
     await start();
     expect(service.setupCode).toBeNull();

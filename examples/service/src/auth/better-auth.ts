@@ -5,6 +5,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { betterAuth } from 'better-auth';
+import { APIError } from 'better-auth/api';
 import { bearer } from 'better-auth/plugins/bearer';
 import { jwt } from 'better-auth/plugins/jwt';
 import { UnavailableError } from '@keyguard/core/errors';
@@ -12,9 +13,10 @@ import type { SqlClient } from '@keyguard/storage-node/postgres';
 import { MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS } from '../config.ts';
 import { authKysely } from '../db/auth-dialect.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
-import * as passwords from './passwords.ts';
+import { judgedPassword } from './judged-password.ts';
 import type { CurrentSignInPolicy } from './policy.ts';
 import { sessionPlugin } from './session-plugin.ts';
+import { isSessionTokenOf, newSessionToken } from './session-token.ts';
 
 /** Where `routes.ts` writes the caller's address; a client's own header of that name never gets so far. */
 export const ADDRESS_HEADER = 'x-keyguard-client-address';
@@ -37,6 +39,10 @@ export interface AuthOptions {
 /** Who issues the JWTs, and for whom: this deployment, which other ones do not know. */
 export function jwtParty(deploymentId: string): string {
   return `urn:keyguard:deployment:${deploymentId}`;
+}
+
+async function refuseToWrite(): Promise<never> {
+  throw new Error('What people sign in by is not for better-auth to write.');
 }
 
 // The types of plugins are inferred, and the routes and the tests use them.
@@ -72,7 +78,7 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
       minPasswordLength: MIN_PASSWORD_CHARACTERS,
       maxPasswordLength: MAX_PASSWORD_CHARACTERS,
       revokeSessionsOnPasswordReset: true,
-      password: passwords,
+      password: judgedPassword,
     },
     user: { modelName: 'users', fields: { emailVerified: 'email_verified', createdAt: 'created_at', updatedAt: 'updated_at' } },
     session: {
@@ -106,9 +112,14 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
       },
     },
     databaseHooks: {
+      // People and what they sign in by are written under a MAC, by vouched-people.ts alone.
+      user: { create: { before: refuseToWrite }, update: { before: refuseToWrite } },
+      account: { create: { before: refuseToWrite }, update: { before: refuseToWrite } },
       session: {
         create: {
-          before: async (session) => ({ data: { ...session, expiresAt: new Date(Date.now() + policy().sessionLengthSeconds * 1000) } }),
+          before: async (session) => ({
+            data: { ...session, token: newSessionToken(session.userId, keys.hashToken), expiresAt: new Date(Date.now() + policy().sessionLengthSeconds * 1000) },
+          }),
         },
       },
     },
@@ -137,7 +148,7 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
     },
     plugins: [
       bearer({ requireSignature: true }),
-      sessionPlugin(),
+      sessionPlugin(keys.hashToken),
       jwt({
         disableSettingJwtHeader: true,
         jwks: { disablePrivateKeyEncryption: true, keyPairConfig: { alg: 'EdDSA', crv: 'Ed25519' } },
@@ -145,7 +156,10 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
           issuer: party,
           audience: party,
           expirationTime: '15m',
-          definePayload: ({ user, session }) => ({ sid: session.id, email: user.email }),
+          definePayload: ({ user, session }) => {
+            if (!isSessionTokenOf(user.id, session.token, keys.hashToken)) throw new APIError('UNAUTHORIZED');
+            return { sid: session.id, email: user.email };
+          },
         },
         adapter: {
           getJwks: async () => [signingKey],
@@ -160,7 +174,10 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
   void auth.$context.then(({ sessionConfig }) => {
     Object.defineProperty(sessionConfig, 'expiresIn', { get: () => policy().sessionLengthSeconds });
   });
-  return auth;
+  return Object.assign(auth, {
+    /** Whether a session is this person's, whatever its row says. */
+    isSessionOf: (userId: string, token: string): boolean => isSessionTokenOf(userId, token, keys.hashToken),
+  });
 }
 
 export type Auth = ReturnType<typeof createAuth>;
@@ -168,7 +185,8 @@ export type Auth = ReturnType<typeof createAuth>;
 /** The live session that `headers` (untrusted) prove, or `null`. @throws UnavailableError where that cannot be told */
 export async function sessionOf(auth: Auth, headers: Headers): Promise<Awaited<ReturnType<Auth['api']['getSession']>>> {
   try {
-    return await auth.api.getSession({ headers });
+    const found = await auth.api.getSession({ headers });
+    return found !== null && auth.isSessionOf(found.user.id, found.session.token) ? found : null;
   } catch (cause) {
     throw new UnavailableError('sessions', 'Sessions cannot be looked up.', { cause });
   }

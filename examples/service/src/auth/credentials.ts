@@ -1,18 +1,18 @@
 /** The passwords of people, as they are kept: checked for somebody who is signed in already, and set for somebody who holds a link. */
-import { randomUUID } from 'node:crypto';
-import type { SqlClient, SqlTransaction } from '@keyguard/storage-node/postgres';
+import type { SqlClient } from '@keyguard/storage-node/postgres';
 import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { TryLimit } from './try-limit.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
+import { heldPersonIn, passwordHashOf, personIn, personOfAddressIn, setPasswordIn, type Vouching } from './vouched-people.ts';
 
 export interface Credentials {
   /**
    * Demands the password again from who is signed in; of somebody who has none, nothing. Counted by session: guessing here locks
    * nobody else out. Its hash, or `null` for none.
-   * @throws HttpProblem `invalid_password`, `rate_limited`
+   * @throws HttpProblem `invalid_password`, `rate_limited`; UnavailableError for whom somebody changed in the database, here as below
    */
   demand(person: Person, password: string | undefined): Promise<string | null>;
   /**
@@ -34,21 +34,17 @@ const notYours = (): HttpProblem => new HttpProblem('invalid_password', 'This is
 
 export interface CredentialsOptions {
   readonly sql: SqlClient;
+  readonly vouching: Vouching;
   readonly audit: AuditLog;
   readonly limit: TryLimit;
 }
 
-export function createCredentials({ sql, audit, limit }: CredentialsOptions): Credentials {
+export function createCredentials({ sql, vouching, audit, limit }: CredentialsOptions): Credentials {
   return {
     async demand({ userId, sessionId }, password) {
-      const { rows } = await asAuth(sql, (tx) =>
-        tx.query<{ password: string }>(
-          `SELECT password FROM keyguard_auth.accounts WHERE user_id = $1 AND provider_id = 'credential' AND password IS NOT NULL`,
-          [userId],
-        ),
-      );
-      const hash = rows[0]?.password;
-      if (hash === undefined) return null;
+      const owner = await asAuth(sql, (tx) => personIn(tx, vouching, userId));
+      const hash = owner === null ? null : passwordHashOf(owner);
+      if (hash === null) return null;
       const counter = { account: userAccount(userId), of: `password\0${sessionId}` };
       await limit.claim(counter);
       if (password === undefined || !(await passwords.verify({ hash, password }))) throw notYours();
@@ -59,12 +55,9 @@ export function createCredentials({ sql, audit, limit }: CredentialsOptions): Cr
     async replace({ userId, sessionId, actor }, hash, password) {
       const next = await passwords.hash(password);
       await asAuth(sql, async (tx) => {
-        const { rows } = await tx.query<{ password: string | null }>(
-          `SELECT password FROM keyguard_auth.accounts WHERE user_id = $1 AND provider_id = 'credential' FOR UPDATE`,
-          [userId],
-        );
-        if (rows[0]?.password !== hash) throw notYours();
-        await setPasswordIn(tx, userId, next);
+        const owner = await heldPersonIn(tx, vouching, userId, 'NO KEY UPDATE');
+        if (owner === null || passwordHashOf(owner) !== hash) throw notYours();
+        await setPasswordIn(tx, vouching, userId, next);
         const { rows: ended } = await tx.query<{ id: string }>('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 RETURNING id', [userId]);
         if (!ended.some(({ id }) => id === sessionId)) throw new HttpProblem('not_authenticated', 'This session has ended: sign in again.');
         await audit.recordIn(tx, { action: 'auth.change_password', outcome: 'success', actor });
@@ -73,24 +66,16 @@ export function createCredentials({ sql, audit, limit }: CredentialsOptions): Cr
     },
 
     async hashOf(email) {
-      const { rows } = await asAuth(sql, (tx) =>
-        tx.query<{ password: string | null }>(
-          `SELECT a.password FROM keyguard_auth.accounts a JOIN keyguard_auth.users u ON u.id = a.user_id WHERE u.email = $1 AND a.provider_id = 'credential'`,
-          [email.toLowerCase()],
-        ),
-      );
-      return rows[0]?.password ?? null;
+      const owner = await asAuth(sql, (tx) => personOfAddressIn(tx, vouching, email.toLowerCase()));
+      return owner === null ? null : passwordHashOf(owner);
     },
 
     endUnless(hash, sessionToken) {
       return asAuth(sql, async (tx) => {
+        const { rows } = await tx.query<{ user_id: string }>('SELECT user_id FROM keyguard_auth.sessions WHERE token = $1', [sessionToken]);
         // Waits for whoever sets another one at this moment.
-        const { rows } = await tx.query<{ password: string | null }>(
-          `SELECT a.password FROM keyguard_auth.accounts a JOIN keyguard_auth.sessions s ON s.user_id = a.user_id
-            WHERE s.token = $1 AND a.provider_id = 'credential' FOR SHARE OF a`,
-          [sessionToken],
-        );
-        if (hash !== null && rows[0]?.password === hash) return false;
+        const owner = rows[0] === undefined ? null : await heldPersonIn(tx, vouching, rows[0].user_id);
+        if (hash !== null && owner !== null && passwordHashOf(owner) === hash) return false;
         await tx.query('DELETE FROM keyguard_auth.sessions WHERE token = $1', [sessionToken]);
         return true;
       });
@@ -101,13 +86,4 @@ export function createCredentials({ sql, audit, limit }: CredentialsOptions): Cr
 /** What is counted for a person, by whatever address. */
 export function userAccount(userId: string): string {
   return `user\0${userId}`;
-}
-
-/** Writes the hash of a password in the caller's transaction, in the place of the one before. */
-export async function setPasswordIn(tx: SqlTransaction, userId: string, hash: string): Promise<void> {
-  await tx.query(
-    `INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, 'credential', $3)
-      ON CONFLICT (provider_id, account_id) DO UPDATE SET password = excluded.password, updated_at = CURRENT_TIMESTAMP`,
-    [randomUUID(), userId, hash],
-  );
 }

@@ -15,11 +15,11 @@ import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { assignmentFields, ASSIGNMENTS_TABLE } from '../roles/access.ts';
 import { lockAdministrators } from '../roles/four-eyes.ts';
 import { NO_QUOTAS, type Quotas } from '../settings/quotas.ts';
-import { setPasswordIn } from './credentials.ts';
 import { invitationApprovals, PROVEN_ADDRESS, type Beside } from './invitation-approvals.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
+import { addPersonIn, setPasswordIn } from './vouched-people.ts';
 
 export interface Invitation {
   readonly id: string;
@@ -269,16 +269,13 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
       const email = await asAuth(sql, async (tx) => {
         const row = await openIn(tx, 'token_hash', tokenHash);
         if (row === null) return null;
-        const made = await tx.query(
-          'INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true) ON CONFLICT (email) DO NOTHING RETURNING id',
-          [userId, name, row.email],
-        );
+        const isNew = await addPersonIn(tx, keys, { id: userId, name, email: row.email });
         if (!(await claimIn(tx, row, userId, secondHash))) {
           await tx.query('DELETE FROM keyguard_auth.users WHERE id = $1', [userId]);
           return null;
         }
-        if (made.rows.length === 0) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
-        await setPasswordIn(tx, userId, passwordHash);
+        if (!isNew) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
+        await setPasswordIn(tx, keys, userId, passwordHash);
         return row.email;
       });
       if (email === null) throw linkInvalid();

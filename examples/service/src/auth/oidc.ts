@@ -16,6 +16,7 @@ import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { KeyedHash } from '../keys/hierarchy.ts';
 import type { Invitations } from './invitations.ts';
+import { addPersonIn, isLinkedTo, linkProviderIn, personIn, personOfAddressIn, type Vouching } from './vouched-people.ts';
 
 const PROVIDER_ID = 'oidc';
 const TIMEOUT_SECONDS = 5;
@@ -47,6 +48,7 @@ export interface OidcOptions {
   /** Where people reach the service. */
   readonly origin: string;
   readonly sql: SqlClient;
+  readonly vouching: Vouching;
   readonly hash: KeyedHash;
   readonly pseudonym: KeyedHash;
   readonly audit: AuditLog;
@@ -84,7 +86,7 @@ function outage(error: unknown): UnavailableError | null {
   return new UnavailableError('oidc', `The provider of sign-in does not answer as it should (${String(code ?? name)}).`, { retryAfterMs: 5000 });
 }
 
-export function createOidcSignIn({ config, origin, sql, hash, pseudonym, audit, invitations, clock = systemClock }: OidcOptions): OidcSignIn {
+export function createOidcSignIn({ config, origin, sql, vouching, hash, pseudonym, audit, invitations, clock = systemClock }: OidcOptions): OidcSignIn {
   const redirectUri = origin + OIDC_CALLBACK;
   let discovered: { readonly atMs: number; readonly configuration: client.Configuration } | null = null;
 
@@ -147,31 +149,37 @@ export function createOidcSignIn({ config, origin, sql, hash, pseudonym, audit, 
     }
   }
 
+  /** Whoever came in by a password that is gone may be somebody else than whom the provider knows. */
+  async function endPasswordSessionsIn(tx: SqlTransaction, userId: string): Promise<void> {
+    const { rows } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 RETURNING id', [userId]);
+    await audit.recordIn(tx, { action: 'auth.password_dropped', outcome: 'success', actor: `user:${userId}`, resource: `user:${userId}`, sessions_ended: rows.length });
+  }
+
   /** The person, found or made, in the caller's transaction. */
-  async function personIn(tx: SqlTransaction, { subject, verifiedEmail, name }: Profile): Promise<{ readonly userId: string; readonly how: string }> {
+  async function provenIn(tx: SqlTransaction, { subject, verifiedEmail, name }: Profile): Promise<{ readonly userId: string; readonly how: string }> {
     const accountId = `${config.issuer}#${subject}`;
     const known = await tx.query<{ user_id: string }>('SELECT user_id FROM keyguard_auth.accounts WHERE provider_id = $1 AND account_id = $2', [PROVIDER_ID, accountId]);
-    if (known.rows[0] !== undefined) return { userId: known.rows[0].user_id, how: 'known' };
+    if (known.rows[0] !== undefined) {
+      const { user_id: userId } = known.rows[0];
+      // A link that nobody here has written is under no MAC; one that came and went while this looked is not theirs either.
+      const person = await personIn(tx, vouching, userId);
+      if (person === null || !isLinkedTo(person, PROVIDER_ID, accountId)) throw refused(BROKEN);
+      return { userId, how: 'known' };
+    }
     if (verifiedEmail === null) throw refused('The provider vouches for no e-mail address of yours, so it is not known who you are here.');
-    const link = (userId: string): Promise<unknown> =>
-      tx.query('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id) VALUES ($1, $2, $3, $4)', [randomUUID(), userId, accountId, PROVIDER_ID]);
-    const owner = await tx.query<{ id: string; email_verified: boolean; is_disabled: boolean }>(
-      `SELECT u.id, u.email_verified, EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = u.id) AS is_disabled
-        FROM keyguard_auth.users u WHERE u.email = $1`,
-      [verifiedEmail],
-    );
-    const found = owner.rows[0];
-    if (found !== undefined) {
+    const found = await personOfAddressIn(tx, vouching, verifiedEmail);
+    if (found !== null) {
+      const { rows: disabled } = await tx.query('SELECT 1 FROM keyguard.disabled_people WHERE user_id = $1', [found.id]);
       // Whoever made an account under an address that was never proven must not get its true owner's sign-in into it.
-      if (!found.email_verified || found.is_disabled) throw refused('You may not come in here: ask an administrator.');
-      await link(found.id);
+      if (!found.isVerified || disabled.length > 0) throw refused('You may not come in here: ask an administrator.');
+      if (await linkProviderIn(tx, vouching, found.id, PROVIDER_ID, accountId)) await endPasswordSessionsIn(tx, found.id);
       return { userId: found.id, how: 'linked' };
     }
     const userId = randomUUID();
-    await tx.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [userId, name ?? verifiedEmail.split('@', 1)[0], verifiedEmail]);
+    await addPersonIn(tx, vouching, { id: userId, name: name ?? verifiedEmail.split('@', 1)[0]!, email: verifiedEmail });
     const isInvited = await invitations.claimForIn(tx, verifiedEmail, userId);
     if (!isInvited && !config.signUpDomains.has(domainOf(verifiedEmail))) throw refused('You may not come in here without an invitation: ask an administrator.');
-    await link(userId);
+    await linkProviderIn(tx, vouching, userId, PROVIDER_ID, accountId);
     return { userId, how: isInvited ? 'invited' : 'signed_up' };
   }
 
@@ -204,7 +212,7 @@ export function createOidcSignIn({ config, origin, sql, hash, pseudonym, audit, 
         throw refused('Addresses of your domain may not come in here.');
       }
       return asAuth(sql, async (tx) => {
-        const { userId, how } = await personIn(tx, profile);
+        const { userId, how } = await provenIn(tx, profile);
         await audit.recordIn(tx, {
           action: 'auth.oidc_sign_in', outcome: 'success', actor: `user:${userId}`, how,
           ...(verifiedEmail !== null && { account: pseudonym(`account\0${verifiedEmail}`) }),

@@ -13,6 +13,7 @@ import { accountOf, type Counter } from './attempts.ts';
 import type { Auth } from './better-auth.ts';
 import type { Credentials } from './credentials.ts';
 import { passedOn, tooManyRequests, type AuthAnswer, type AuthDoor } from './door.ts';
+import { comparingWith } from './judged-password.ts';
 import type { KnownBrowsers } from './known-browser.ts';
 import { personOf, type FindSession } from './principal.ts';
 import { administrator, changePasswordBody, done, jwks, session, setupBody, signedIn, signInAnswer, signInBody, token } from './schema.ts';
@@ -107,7 +108,7 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         let hash: string | null = null;
         const judged = await inTurn(async () => {
           hash = await credentials.hashOf(body.email);
-          return counted(counter, () => door.ask(request, '/sign-in/email', body));
+          return comparingWith(hash, () => counted(counter, () => door.ask(request, '/sign-in/email', body)));
         }, ipBucket(request.ip ?? null));
         // With a password that was replaced meanwhile nobody comes in.
         const answer = judged.ok && (await credentials.endUnless(hash, String(judged.json['token']))) ? WRONG_PASSWORD : judged;
@@ -194,8 +195,8 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
       async ({ request, response }) => {
         const answer = await door.ask(request, '/get-session');
         return passedOn(response, answer, (said) => {
-          const found = said['session'] as { id: string; expiresAt: string } | undefined;
-          return found === undefined ? notSignedIn() : { user: userJson(said), session: { id: found.id, expires_at: found.expiresAt } };
+          const found = said['session'] as { id: string; expiresAt: string; token: string } | undefined;
+          return found === undefined || !auth.isSessionOf(userJson(said)!.id, found.token) ? notSignedIn() : { user: userJson(said), session: { id: found.id, expires_at: found.expiresAt } };
         });
       },
     ),

@@ -13,10 +13,10 @@ import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
 import { areTwo } from '../roles/four-eyes.ts';
 import { accountOf, type Attempts } from './attempts.ts';
-import { setPasswordIn } from './credentials.ts';
 import { linkInvalid, oneTimeLinks } from './one-time-links.ts';
 import * as passwords from './passwords.ts';
 import type { Person } from './principal.ts';
+import { setPasswordIn } from './vouched-people.ts';
 
 export interface PasswordResets {
   /** Whether `token` is still one with which, alone or beside another, a password is set. */
@@ -124,7 +124,7 @@ export function createPasswordResets({ sql, keys, audit, attempts, clock = syste
         );
         // Nothing of this is kept where somebody else was faster with one of them.
         if (rows.length < allowed.length) throw linkInvalid();
-        await setPasswordIn(tx, userId, passwordHash);
+        await setPasswordIn(tx, keys, userId, passwordHash);
         await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1', [userId]);
         // What was counted of the old password says nothing of the new one.
         await attempts.unlock(accountOf(email), tx);

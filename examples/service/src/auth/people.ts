@@ -14,6 +14,7 @@ import { createSecondFactors, type SecondFactors } from './second-factor.ts';
 import { createSessions, type Sessions } from './sessions.ts';
 import { createStandings, type Standings } from './standing.ts';
 import { createTryLimit, type TryLimit } from './try-limit.ts';
+import type { Vouching } from './vouched-people.ts';
 
 export interface People {
   readonly attempts: Attempts;
@@ -33,6 +34,7 @@ export interface People {
 
 export interface PeopleOptions {
   readonly sql: SqlClient;
+  readonly vouching: Vouching;
   readonly keys: DeploymentKeys;
   readonly audit: AuditLog;
   readonly administrators: Administrators;
@@ -43,10 +45,10 @@ export interface PeopleOptions {
   readonly clock?: Clock;
 }
 
-export function createPeople({ sql, keys, audit, administrators, policy, quotas, isSecure, ...rest }: PeopleOptions): People {
+export function createPeople({ sql, vouching, keys, audit, administrators, policy, quotas, isSecure, ...rest }: PeopleOptions): People {
   const attempts = createAttempts({ sql, hash: keys.hashToken, ...rest });
   const limit = createTryLimit({ attempts, audit, pseudonym: keys.pseudonym, ...rest });
-  const standings = createStandings({ sql, rowMacKey: keys.rowMacKey, policy, ...rest });
+  const standings = createStandings({ sql, vouching, policy, ...rest });
   const factors = createSecondFactors({ sql, keys, audit, limit, standings, ...rest });
   const sessions = createSessions({ sql, audit, policy });
   return {
@@ -61,7 +63,7 @@ export function createPeople({ sql, keys, audit, administrators, policy, quotas,
     },
     standings,
     factors,
-    credentials: createCredentials({ sql, audit, limit }),
+    credentials: createCredentials({ sql, vouching, audit, limit }),
     knownBrowsers: createKnownBrowsers({ hash: keys.hashToken, isSecure }),
     async lackOf(userId) {
       const { isSetUp } = await factors.stateOf(userId);

@@ -19,10 +19,12 @@ import type { Counter } from './attempts.ts';
 import { hashOfBackupCode, newBackupCodes } from './backup-codes.ts';
 import { userAccount } from './credentials.ts';
 import type { Person } from './principal.ts';
-import { newSessionToken, renewSessionIn } from './session-renewal.ts';
+import { renewSessionIn } from './session-renewal.ts';
+import { newSessionToken } from './session-token.ts';
 import type { Standings } from './standing.ts';
 import { acceptedStep, otpauthUri, SECRET_BYTES, toBase32 } from './totp.ts';
 import type { TryLimit } from './try-limit.ts';
+import { changePersonIn } from './vouched-people.ts';
 
 const TABLE = 'second_factors';
 const ISSUER = 'KeyGuard';
@@ -180,10 +182,16 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
   }
 
   async function removeIn(tx: SqlTransaction, userId: string): Promise<boolean> {
-    const { rows } = await tx.query('DELETE FROM keyguard_auth.second_factors WHERE user_id = $1 RETURNING id', [userId]);
+    // In this order everywhere: whoever uses a code of it holds it before its owner.
+    const { rows } = await tx.query('SELECT 1 FROM keyguard_auth.second_factors WHERE user_id = $1 FOR UPDATE', [userId]);
+    if (rows.length === 0) return false;
+    await changePersonIn(tx, keys, userId, async (before) => {
+      await tx.query('DELETE FROM keyguard_auth.second_factors WHERE user_id = $1', [userId]);
+      return { ...before, factorId: null };
+    });
     // A later factor must be proven anew.
     await tx.query('DELETE FROM keyguard_auth.session_proofs WHERE user_id = $1', [userId]);
-    return rows.length > 0;
+    return true;
   }
 
   return {
@@ -235,15 +243,18 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
       const step = acceptedStep(factor.secret, code, clock.nowMs());
       if (step === null) throw invalid();
       return asAuth(sql, async (tx) => {
-        const { rows } = await tx.query(
-          `UPDATE keyguard_auth.second_factors SET activated_at_ms = $2, last_step = $3 WHERE id = $1 AND activated_at_ms IS NULL RETURNING id`,
-          [factor.id, clock.nowMs(), step],
-        );
-        if (rows.length === 0) throw invalid();
+        await changePersonIn(tx, keys, userId, async (before) => {
+          const { rows } = await tx.query(
+            `UPDATE keyguard_auth.second_factors SET activated_at_ms = $2, last_step = $3 WHERE id = $1 AND activated_at_ms IS NULL RETURNING id`,
+            [factor.id, clock.nowMs(), step],
+          );
+          if (rows.length === 0) throw invalid();
+          return { ...before, factorId: factor.id };
+        });
         await limit.succeeded(counter, tx);
         const backupCodes = await replaceBackupCodes(tx, factor.id);
         // Whoever has only the password, or a token of before, must not go on as if nothing had happened.
-        const { sessionId, ended } = await renewSessionIn(tx, person);
+        const { sessionId, ended } = await renewSessionIn(tx, person, keys.hashToken);
         await standings.proveIn(tx, sessionId, userId);
         await audit.recordIn(tx, {
           action: 'second_factor.activate', outcome: 'success', actor, resource: `user:${userId}`, new_session_id: sessionId, sessions_ended: ended,
@@ -255,7 +266,7 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
     async prove(person, code) {
       const { userId, sessionId, actor, secondFactor } = person;
       const isSignIn = secondFactor.provenAtMs === null;
-      const newToken = isSignIn ? newSessionToken() : null;
+      const newToken = isSignIn ? newSessionToken(userId, keys.hashToken) : null;
       const provenAtMs = await withCode(person, code, async (tx) => {
         if (newToken !== null) {
           const { rows } = await tx.query(
@@ -283,7 +294,7 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
     disable(person, code) {
       return withCode(person, code, async (tx) => {
         await removeIn(tx, person.userId);
-        const { sessionId, ended } = await renewSessionIn(tx, person);
+        const { sessionId, ended } = await renewSessionIn(tx, person, keys.hashToken);
         await audit.recordIn(tx, {
           action: 'second_factor.disable', outcome: 'success', actor: person.actor, resource: `user:${person.userId}`, new_session_id: sessionId, sessions_ended: ended,
         });

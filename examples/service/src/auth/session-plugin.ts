@@ -6,6 +6,8 @@ import type { BetterAuthPlugin } from 'better-auth';
 import { APIError, createAuthEndpoint } from 'better-auth/api';
 import { setSessionCookie } from 'better-auth/cookies';
 import * as z from 'zod';
+import type { KeyedHash } from '../keys/hierarchy.ts';
+import { isSessionTokenOf } from './session-token.ts';
 
 const openBody = z.object({ userId: z.string() });
 const body = z.object({ sessionId: z.string(), userId: z.string() });
@@ -17,7 +19,7 @@ interface Found {
 /** `auth.api.handOutSession` and `auth.api.openSession`: for this process alone, no route leads to them. */
 // The type of the endpoint is inferred, and `auth.api` has it.
 // oxlint-disable-next-line typescript/explicit-module-boundary-types
-export function sessionPlugin() {
+export function sessionPlugin(hash: KeyedHash) {
   return {
     id: 'keyguard-session',
     endpoints: {
@@ -27,7 +29,8 @@ export function sessionPlugin() {
         const where = [{ field: 'id', value: sessionId }, { field: 'userId', value: userId }];
         const row = await adapter.findOne<Found>({ model: 'session', where });
         const found = row === null ? null : await internalAdapter.findSession(row.token);
-        if (found === null) throw new APIError('UNAUTHORIZED', { message: 'The session has ended' });
+        // The bearer of a row that was exchanged would be somebody else's.
+        if (found === null || !isSessionTokenOf(userId, found.session.token, hash)) throw new APIError('UNAUTHORIZED', { message: 'The session has ended' });
         await setSessionCookie(ctx, found);
         return ctx.json({});
       }),

@@ -4,17 +4,12 @@
  *
  * @see docs/decisions/0035-what-nobody-does-alone.md; OWASP ASVS 5.0, 7.2.4 and 7.4.3; NIST SP 800-63B-4, 5.1
  */
-import { randomBytes, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import type { SqlTransaction } from '@keyguard/storage-node/postgres';
 import { HttpProblem } from '../http/problems.ts';
+import type { KeyedHash } from '../keys/hierarchy.ts';
 import type { Person } from './principal.ts';
-
-const TOKEN_BYTES = 24;
-
-/** As better-auth keeps it: alone it opens nothing, only its signed form does. */
-export function newSessionToken(): string {
-  return randomBytes(TOKEN_BYTES).toString('base64url');
-}
+import { newSessionToken } from './session-token.ts';
 
 export interface Renewed {
   readonly sessionId: string;
@@ -26,13 +21,13 @@ export interface Renewed {
  * Puts a new session in the place of `person`'s, as kg_auth in the caller's transaction, and ends all others of that person.
  * @throws HttpProblem `not_authenticated` where the session has ended meanwhile
  */
-export async function renewSessionIn(tx: SqlTransaction, { sessionId, userId }: Pick<Person, 'sessionId' | 'userId'>): Promise<Renewed> {
+export async function renewSessionIn(tx: SqlTransaction, { sessionId, userId }: Pick<Person, 'sessionId' | 'userId'>, hash: KeyedHash): Promise<Renewed> {
   const id = randomUUID();
   const { rows: made } = await tx.query(
     `INSERT INTO keyguard_auth.sessions (id, user_id, token, expires_at, ip_address, user_agent, created_at, updated_at)
       SELECT $3, user_id, $4, expires_at, ip_address, user_agent, created_at, CURRENT_TIMESTAMP FROM keyguard_auth.sessions WHERE id = $1 AND user_id = $2
       RETURNING id`,
-    [sessionId, userId, id, newSessionToken()],
+    [sessionId, userId, id, newSessionToken(userId, hash)],
   );
   if (made.length === 0) throw new HttpProblem('not_authenticated', 'This session has ended: sign in again.');
   const { rows: gone } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 AND id <> $2 RETURNING id', [userId, id]);

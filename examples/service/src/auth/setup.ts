@@ -11,7 +11,9 @@ import type { AuditLog } from '../audit/log.ts';
 import { asAuth } from '../db/as-user.ts';
 import { HttpProblem } from '../http/problems.ts';
 import type { DeploymentKeys } from '../keys/hierarchy.ts';
+import { WITNESS } from './adopted-people.ts';
 import * as passwords from './passwords.ts';
+import { addPersonIn, setPasswordIn } from './vouched-people.ts';
 
 export interface NewAdministrator {
   /** Lower-case. */
@@ -56,17 +58,8 @@ export function createSetup({ sql, keys, audit, clock = systemClock }: SetupOpti
 
   async function create(tx: SqlTransaction, { email, name }: NewAdministrator, passwordHash: string, by: string): Promise<string> {
     const userId = randomUUID();
-    await tx.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [
-      userId,
-      name ?? email.split('@', 1)[0],
-      email,
-    ]);
-    await tx.query('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, $3, $4)', [
-      randomUUID(),
-      userId,
-      'credential',
-      passwordHash,
-    ]);
+    await addPersonIn(tx, keys, { id: userId, name: name ?? email.split('@', 1)[0]!, email });
+    await setPasswordIn(tx, keys, userId, passwordHash);
     await postgresAdministrators(tx, { rowMacKey: keys.rowMacKey, clock }).grant(userId, { grantedBy: by });
     await tx.query('DELETE FROM keyguard_auth.setup_codes');
     await audit.recordIn(tx, {
@@ -74,6 +67,7 @@ export function createSetup({ sql, keys, audit, clock = systemClock }: SetupOpti
       outcome: 'success',
       actor: by,
       resource: `user:${userId}`,
+      ...WITNESS,
     });
     return userId;
   }

@@ -5,9 +5,10 @@
 import type { Clock } from '@keyguard/core/seams';
 import { systemClock } from '@keyguard/core/system';
 import { UnavailableError } from '@keyguard/core/errors';
-import { isIntact, rowMac, type RowField, type RowMacKey, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
+import { isIntact, rowMac, type RowField, type SqlClient, type SqlTransaction } from '@keyguard/storage-node/postgres';
 import { asAuth } from '../db/as-user.ts';
 import type { CurrentSignInPolicy } from './policy.ts';
+import { PERSON, vouched, type Vouching } from './vouched-people.ts';
 
 const TABLE = 'session_proofs';
 // How exactly it is known when a session was last used: not every request must write.
@@ -28,7 +29,7 @@ export interface Standing {
 export interface Standings {
   /**
    * `null` for a session that has ended, or is another person's.
-   * @throws UnavailableError for a proof without its MAC
+   * @throws UnavailableError for a proof without its MAC, and for a person who is not as they were written: a factor may have been taken away
    */
   of(sessionId: string, userId: string): Promise<Standing | null>;
   /** Writes down, in the caller's transaction, that the second factor was proven in this session just now. */
@@ -37,7 +38,7 @@ export interface Standings {
 
 interface Row {
   started_at_ms: unknown;
-  is_set_up: boolean;
+  person: string;
   is_stale: boolean;
   second_factor_at_ms: unknown;
   mac_key_id: string | null;
@@ -46,21 +47,22 @@ interface Row {
 
 export interface StandingsOptions {
   readonly sql: SqlClient;
-  readonly rowMacKey: RowMacKey;
+  readonly vouching: Vouching;
   readonly policy: CurrentSignInPolicy;
   readonly clock?: Clock;
 }
 
-export function createStandings({ sql, rowMacKey, policy, clock = systemClock }: StandingsOptions): Standings {
+export function createStandings({ sql, vouching, policy, clock = systemClock }: StandingsOptions): Standings {
+  const { rowMacKey } = vouching;
   return {
     async of(sessionId, userId) {
       const { sessionLengthSeconds, sessionIdleSeconds } = policy();
       const { rows } = await asAuth(sql, (tx) =>
         tx.query<Row>(
-          `SELECT floor(extract(epoch FROM s.created_at) * 1000)::bigint AS started_at_ms, f.id IS NOT NULL AS is_set_up,
+          `SELECT floor(extract(epoch FROM s.created_at) * 1000)::bigint AS started_at_ms, ${PERSON},
               p.second_factor_at_ms, p.mac_key_id, p.mac, s.updated_at < CURRENT_TIMESTAMP - make_interval(secs => $5) AS is_stale
             FROM keyguard_auth.sessions s
-            LEFT JOIN keyguard_auth.second_factors f ON f.user_id = s.user_id AND f.activated_at_ms IS NOT NULL
+            JOIN keyguard_auth.users u ON u.id = s.user_id
             LEFT JOIN keyguard_auth.session_proofs p ON p.session_id = s.id AND p.user_id = s.user_id
             WHERE s.id = $1 AND s.user_id = $2 AND s.expires_at > CURRENT_TIMESTAMP
               AND s.created_at > CURRENT_TIMESTAMP - make_interval(secs => $3) AND s.updated_at > CURRENT_TIMESTAMP - make_interval(secs => $4)`,
@@ -70,6 +72,7 @@ export function createStandings({ sql, rowMacKey, policy, clock = systemClock }:
       );
       const row = rows[0];
       if (row === undefined) return null;
+      const { factorId } = await vouched(vouching, row.person);
       if (row.is_stale) await asAuth(sql, (tx) => tx.query('UPDATE keyguard_auth.sessions SET updated_at = CURRENT_TIMESTAMP WHERE id = $1', [sessionId]));
       let provenAtMs: number | null = null;
       if (row.mac !== null && row.mac_key_id !== null) {
@@ -79,7 +82,7 @@ export function createStandings({ sql, rowMacKey, policy, clock = systemClock }:
           throw new UnavailableError('sessions', `A row of ${TABLE} does not bear the MAC that it must.`);
         }
       }
-      return { startedAtMs: Number(row.started_at_ms), secondFactor: { isSetUp: row.is_set_up, provenAtMs } };
+      return { startedAtMs: Number(row.started_at_ms), secondFactor: { isSetUp: factorId !== null, provenAtMs } };
     },
 
     async proveIn(tx, sessionId, userId) {

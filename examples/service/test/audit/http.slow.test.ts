@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { hashPassword } from 'better-auth/crypto';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { fromBase64 } from '@keyguard/core/bytes';
@@ -18,6 +19,7 @@ import { keptCheckpoints } from '../../src/audit/kept.ts';
 import { sha256 } from '../../src/audit/tree.ts';
 import { readConfig } from '../../src/config.ts';
 import { startService, type Service } from '../../src/service.ts';
+import { insertPerson, vouchingOf } from '../people-rows.ts';
 import { backends, caller, type Backend, type CallAnswer } from '../stage.ts';
 import { gathered } from './stage.ts';
 
@@ -62,11 +64,12 @@ describe.each(backends())('the audit log on %s', (_title, open) => {
     const deployment = await backend.deploy();
     folder = join(deployment.folder, 'elsewhere');
     const said: string[] = [];
+    const config = readConfig(
+      { ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_CHECKPOINT_DIR: folder, KEYGUARD_ADMIN_EMAIL: 'admin@example.com', KEYGUARD_ADMIN_PASSWORD: PASSWORD },
+      deployment.folder,
+    );
     service = await startService({
-      config: readConfig(
-        { ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_CHECKPOINT_DIR: folder, KEYGUARD_ADMIN_EMAIL: 'admin@example.com', KEYGUARD_ADMIN_PASSWORD: PASSWORD },
-        deployment.folder,
-      ),
+      config,
       log: pino({ level: 'silent' }),
       say: (text) => said.push(text),
       overrides: {
@@ -78,17 +81,11 @@ describe.each(backends())('the audit log on %s', (_title, open) => {
     });
     origin = /KeyGuard is at (\S+),/.exec(said.join('\n'))![1]!;
     await signIn('admin');
+    const vouching = await vouchingOf(sql, config.rootKey);
+    const passwordHash = await hashPassword(PASSWORD);
     for (const name of ['alice', 'bob']) {
       ids[name] = randomUUID();
-      await sql.transaction(async (tx) => {
-        await tx.query('SET LOCAL ROLE kg_auth');
-        await tx.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [ids[name], name, `${name}@example.com`]);
-        await tx.query(
-          `INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password)
-            SELECT $1, $2, $2, 'credential', a.password FROM keyguard_auth.accounts a WHERE a.user_id = $3`,
-          [randomUUID(), ids[name], ids['admin']],
-        );
-      });
+      await insertPerson(sql, vouching, { id: ids[name], name, email: `${name}@example.com`, passwordHash });
       await signIn(name);
     }
     for (const name of ['alice', 'bob', 'alice']) {

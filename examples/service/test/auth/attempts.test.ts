@@ -5,6 +5,7 @@ import { createAttempts, type Attempts, type Claim, type Counter } from '../../s
 import { createCredentials } from '../../src/auth/credentials.ts';
 import * as passwords from '../../src/auth/passwords.ts';
 import { createTryLimit } from '../../src/auth/try-limit.ts';
+import { insertPerson } from '../people-rows.ts';
 import { backends } from '../stage.ts';
 import { person } from '../roles/stage.ts';
 import { openSecretStage, type SecretStage } from '../secrets/stage.ts';
@@ -70,11 +71,8 @@ describe.each(backends())('tries on %s', (_title) => {
 
   it('of a password that is right, however many, lock nobody, and forgive what was wrong before', async () => {
     const userId = randomUUID();
-    await stage.superuser('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $1, $2, true)', [userId, `${userId}@example.com`]);
-    await stage.superuser(`INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, 'credential', $3)`, [
-      randomUUID(), userId, await passwords.hash('a long and quiet password'),
-    ]);
-    const { demand } = createCredentials({ ...stage, limit: createTryLimit({ ...stage, attempts, pseudonym: (text) => text }) });
+    await insertPerson(stage.sql, stage.keys, { id: userId, email: `${userId}@example.com`, passwordHash: await passwords.hash('a long and quiet password') });
+    const { demand } = createCredentials({ ...stage, vouching: stage.keys, limit: createTryLimit({ ...stage, attempts, pseudonym: (text) => text }) });
     const wrong = (): Promise<unknown> => expect(demand(person(userId), 'not the password at all')).rejects.toMatchObject({ code: 'invalid_password' });
     for (let i = 0; i < 2; i += 1) {
       for (let n = 0; n < 4; n += 1) await wrong();

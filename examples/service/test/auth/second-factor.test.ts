@@ -5,6 +5,7 @@ import { createSecondFactors } from '../../src/auth/second-factor.ts';
 import type { Standings } from '../../src/auth/standing.ts';
 import { codeOfStep, stepAt } from '../../src/auth/totp.ts';
 import type { TryLimit } from '../../src/auth/try-limit.ts';
+import { insertPerson } from '../people-rows.ts';
 import { backends } from '../stage.ts';
 import { fromBase32 } from '../people/stage.ts';
 import { person } from '../roles/stage.ts';
@@ -21,7 +22,7 @@ describe.each(backends())('a second factor on %s', (_title) => {
 
   it('is made to count by one of two who come with its first code at once, whose backup codes are the ones that there are', async () => {
     const userId = randomUUID();
-    await stage.superuser('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $1, $2, true)', [userId, `${userId}@example.com`]);
+    await insertPerson(stage.sql, stage.keys, { id: userId, email: `${userId}@example.com` });
     await stage.superuser(`INSERT INTO keyguard_auth.sessions (id, user_id, token, expires_at) VALUES ($1, $2, $1, CURRENT_TIMESTAMP + interval '1 day')`, [person(userId).sessionId, userId]);
     const waiting: (() => void)[] = [];
     // Both have been counted before either is judged.

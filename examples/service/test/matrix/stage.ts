@@ -11,6 +11,7 @@ import { pgClient, type SqlClient } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { PERMISSION_NAMES, type Permission } from '../../src/roles/permissions.ts';
 import { startService, type Service } from '../../src/service.ts';
+import { insertPerson, vouchingOf } from '../people-rows.ts';
 import { backends, caller, type CallAnswer, type CallOptions, type PostgresBackend } from '../stage.ts';
 
 /** Which layer is taken away. */
@@ -53,8 +54,9 @@ export async function startInProcess(): Promise<Stage> {
   const said: string[] = [];
   let sql: SqlClient | undefined;
   let isChecked = true;
+  const config = readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1', OPENAI_BASE_URL: NOBODY }, deployment.folder);
   const service: Service = await startService({
-    config: readConfig({ ...deployment.environment, PORT: '0', KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_REQUESTS_PER_MINUTE: '100000', KEYGUARD_ENROLLMENTS_PER_MINUTE: '100000', TRUST_PROXY: '1', OPENAI_BASE_URL: NOBODY }, deployment.folder),
+    config,
     log: pino({ level: 'silent' }),
     say: (text) => said.push(text),
     overrides: {
@@ -72,6 +74,7 @@ export async function startInProcess(): Promise<Stage> {
   const origin = /KeyGuard is at (\S+),/.exec(said.join('\n'))![1]!;
   const call = caller(() => origin);
   const passwordHash = await hashPassword(PASSWORD);
+  const vouching = await vouchingOf(sql!, config.rootKey);
   return {
     origin,
     sql: sql!,
@@ -84,10 +87,7 @@ export async function startInProcess(): Promise<Stage> {
     async newPerson(name) {
       const userId = randomUUID();
       const email = `${name}-${randomBytes(6).toString('hex')}@example.com`;
-      await sql!.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [userId, name, email]);
-      await sql!.query('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, $3, $4)', [
-        randomUUID(), userId, 'credential', passwordHash,
-      ]);
+      await insertPerson(sql!, vouching, { id: userId, name, email, passwordHash });
       return { userId, email, password: PASSWORD, token: await signIn(call, email) };
     },
     async stop() {

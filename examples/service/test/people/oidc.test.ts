@@ -8,6 +8,7 @@ import type { AddressInfo } from 'node:net';
 import { SignJWT, exportJWK } from 'jose';
 import { Provider } from 'oidc-provider';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { changePersonIn } from '../../src/auth/vouched-people.ts';
 import { asAuth } from '../../src/db/as-user.ts';
 import { backends, type Backend, type CallAnswer } from '../stage.ts';
 import { bearerOf, setUpFactor, startStage, type Stage } from './stage.ts';
@@ -136,6 +137,16 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       server.close();
     });
 
+    /** Has it be as if the service had written it. */
+    async function verified(userId: string, isVerified: boolean): Promise<void> {
+      const vouching = await stage.vouching();
+      await asAuth(stage.sql(), (tx) =>
+        changePersonIn(tx, vouching, userId, async (before) => {
+          await tx.query('UPDATE keyguard_auth.users SET email_verified = $2 WHERE id = $1', [userId, isVerified]);
+          return { ...before, isVerified };
+        }),
+      );
+    }
     const names = async (): Promise<string[]> => asAuth(stage.sql(), async (tx) => (await tx.query<{ email: string }>('SELECT email FROM keyguard_auth.users ORDER BY email')).rows.map(({ email }) => email));
 
     it('lets in who was invited, with what the invitation gives, and again afterwards', async () => {
@@ -169,10 +180,10 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       const theirs = browser();
       expect((await theirs(await authorize(theirs, owner.email))).status).toBe(403);
       const local = await stage.newPerson('planted');
-      await asAuth(stage.sql(), (tx) => tx.query('UPDATE keyguard_auth.users SET email_verified = false WHERE id = $1', [local.userId]));
+      await verified(local.userId, false);
       const victim = browser();
       expect((await victim(await authorize(victim, local.email))).status).toBe(403);
-      await asAuth(stage.sql(), (tx) => tx.query('UPDATE keyguard_auth.users SET email_verified = true WHERE id = $1', [local.userId]));
+      await verified(local.userId, true);
       const linked = browser();
       expect((await linked(await authorize(linked, local.email))).status).toBe(303);
     });
@@ -288,6 +299,38 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       expect((await flow()).status).toBe(303);
     });
 
+    it('takes the password from an account that it is linked to, and the sessions that began with it', async () => {
+      const planted = await stage.newPerson('colleague');
+      expect((await stage.call('GET', '/api/users/me', { token: planted.token })).status).toBe(200);
+      const theirs = { sub: 'colleague-at-the-provider', email: planted.email };
+      expect((await flow(theirs)).status).toBe(303);
+      expect([(await stage.signIn(planted.email)).status, (await stage.call('GET', '/api/users/me', { token: planted.token })).status]).toEqual([401, 401]);
+      expect((await flow(theirs)).status).toBe(303);
+      const dropped = (await stage.auditEntries()).filter(({ action, actor }) => action === 'auth.password_dropped' && actor === `user:${planted.userId}`);
+      expect(dropped).toEqual([expect.objectContaining({ outcome: 'success', sessions_ended: 1 })]);
+    });
+
+    it('brings nobody in by a link, or to an address, that a writer of the database has given them', async () => {
+      const [boss, eve] = [await stage.newPerson('boss'), await stage.newPerson('eve')];
+      const linked = { sub: 'eve-at-the-provider', email: 'nobody@example.com' };
+      const accountId = `${fake.issuer}#${linked.sub}`;
+      const write = (text: string, params: readonly unknown[]): Promise<unknown> => asAuth(stage.sql(), (tx) => tx.query(text, params));
+      await write(`INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id) VALUES ('forged', $1, $2, 'oidc')`, [boss.userId, accountId]);
+      expect((await flow(linked)).status).toBe(503);
+      await write(`DELETE FROM keyguard_auth.accounts WHERE id = 'forged'`, []);
+      // One that is genuine, and is given to somebody else.
+      expect((await flow({ ...linked, email: eve.email })).status).toBe(303);
+      await write('UPDATE keyguard_auth.accounts SET user_id = $1 WHERE account_id = $2', [boss.userId, accountId]);
+      expect((await flow(linked)).status).toBe(503);
+      await write('UPDATE keyguard_auth.accounts SET user_id = $1 WHERE account_id = $2', [eve.userId, accountId]);
+      expect((await flow(linked)).status).toBe(303);
+
+      await write('UPDATE keyguard_auth.users SET email = $2 WHERE id = $1', [boss.userId, 'eves-other@example.com']);
+      expect((await flow({ sub: 'eves-other', email: 'eves-other@example.com' })).status).toBe(503);
+      await write('UPDATE keyguard_auth.users SET email = $2 WHERE id = $1', [boss.userId, boss.email]);
+      expect(bearerOf(await stage.signIn(boss.email))).toEqual(expect.any(String));
+    });
+
     it('is an outage where it does not answer, and stops nothing else', async () => {
       fake.status = 500;
       const down = await flow();
@@ -298,7 +341,7 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       server.closeAllConnections();
       await new Promise((resolve) => server.close(resolve));
       expect((await flow()).status).toBe(503);
-      expect(bearerOf(await stage.signIn('victim@example.com'))).toEqual(expect.any(String));
+      expect(bearerOf(await stage.signIn(stage.admin.email))).toEqual(expect.any(String));
       await new Promise<void>((resolve) => server.listen(port, '127.0.0.1', resolve));
       const issuer = fake.issuer;
       fake.issuer = 'https://another.example';

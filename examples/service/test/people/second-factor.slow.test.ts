@@ -181,7 +181,7 @@ describe.each(backends())('second factors on %s', (_title, open) => {
       `UPDATE keyguard_auth.second_factors f SET ciphertext = e.ciphertext, wrapped_dek = e.wrapped_dek FROM keyguard_auth.second_factors e WHERE f.user_id = $1 AND e.user_id = $2`,
       [ada.userId, eve.userId]));
     expect((await stepUp(half, '123456')).status).toBe(503);
-    await asAuth(stage.sql(), (tx) => tx.query('DELETE FROM keyguard_auth.second_factors WHERE user_id = $1', [ada.userId]));
+    expect((await stage.call('DELETE', `/api/users/${ada.userId}/second-factor`, { token: stage.admin.token })).status).toBe(204);
     token = bearerOf(await stage.signIn(ada.email));
     factor = await setUpFactor(stage, token);
     token = factor.token;

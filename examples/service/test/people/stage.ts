@@ -9,10 +9,12 @@ import type { AuditLog } from '../../src/audit/log.ts';
 import { createAttempts } from '../../src/auth/attempts.ts';
 import { createSessions } from '../../src/auth/sessions.ts';
 import { DEFAULT_SIGN_IN_POLICY, type SignInPolicy } from '../../src/auth/policy.ts';
+import type { Vouching } from '../../src/auth/vouched-people.ts';
 import { codeOfStep, stepAt } from '../../src/auth/totp.ts';
 import { readConfig } from '../../src/config.ts';
 import { asAuth } from '../../src/db/as-user.ts';
 import { startService, type Service } from '../../src/service.ts';
+import { insertPerson, vouchingOf } from '../people-rows.ts';
 import { caller, freePort, type Backend, type CallAnswer, type Deployment } from '../stage.ts';
 
 export const PASSWORD = 'a long and quiet password';
@@ -29,6 +31,8 @@ export interface Stage {
   readonly deployment: Deployment;
   origin(): string;
   sql(): SqlClient;
+  /** What writes people as the service does. */
+  vouching(): Promise<Vouching>;
   /** Real time, and what was added to it. */
   readonly time: { aheadMs: number; nowMs(): number };
   policy: SignInPolicy;
@@ -54,16 +58,18 @@ export async function startStage(backend: Backend, environment: Record<string, s
   const time = { aheadMs: 0, nowMs: (): number => Date.now() + time.aheadMs };
   const call = caller(() => origin);
 
+  const config = readConfig(
+    {
+      PORT: String(port), KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_ADMIN_EMAIL: ADMIN, KEYGUARD_ADMIN_PASSWORD: PASSWORD,
+      ...deployment.environment, ...environment,
+    },
+    deployment.folder,
+  );
+
   const start = async (): Promise<void> => {
     const said: string[] = [];
     service = await startService({
-      config: readConfig(
-        {
-          PORT: String(port), KEYGUARD_DATA_DIR: join(deployment.folder, 'data'), KEYGUARD_ADMIN_EMAIL: ADMIN, KEYGUARD_ADMIN_PASSWORD: PASSWORD,
-          ...deployment.environment, ...environment,
-        },
-        deployment.folder,
-      ),
+      config,
       log: pino({ level: 'silent' }),
       say: (text) => said.push(text),
       overrides: {
@@ -86,6 +92,7 @@ export async function startStage(backend: Backend, environment: Record<string, s
     admin: { userId: '', email: ADMIN, token: '' },
     origin: () => origin,
     sql: () => sql!,
+    vouching: () => vouchingOf(sql!, config.rootKey),
     async restart() {
       await service.stop();
       await start();
@@ -101,12 +108,7 @@ export async function startStage(backend: Backend, environment: Record<string, s
     async newPerson(name) {
       const userId = randomUUID();
       const email = `${name}@example.com`;
-      await asAuth(sql!, async (tx) => {
-        await tx.query('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [userId, name, email]);
-        await tx.query('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, $3, $4)', [
-          randomUUID(), userId, 'credential', passwordHash,
-        ]);
-      });
+      await insertPerson(sql!, await stage.vouching(), { id: userId, name, email, passwordHash });
       return { userId, email, token: bearerOf(await stage.signIn(email)) };
     },
     async signIn(email, password = PASSWORD, headers = {}) {

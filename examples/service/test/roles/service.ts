@@ -8,6 +8,7 @@ import type { Clock } from '@keyguard/core/seams';
 import type { SqlClient, SqlResult } from '@keyguard/storage-node/postgres';
 import { readConfig } from '../../src/config.ts';
 import { startService, type Service } from '../../src/service.ts';
+import { insertPerson, vouchingOf } from '../people-rows.ts';
 import { caller, type Backend, type CallAnswer, type CallOptions, type PostgresBackend } from '../stage.ts';
 
 export interface Person {
@@ -74,6 +75,7 @@ export async function startOn(backend: Backend, environment: Record<string, stri
   const signIn = (email: string): Promise<CallAnswer> => call('POST', '/api/auth/sign-in/email', { body: { email, password: PASSWORD } });
   const tokenOf = async (email: string): Promise<string> => (await signIn(email)).headers.get('set-auth-token')!;
   const passwordHash = await hashPassword(PASSWORD);
+  const vouching = await vouchingOf(sql, config.rootKey);
   const { rows } = await asSuperuser<{ id: string }>('SELECT id FROM keyguard_auth.users WHERE email = $1', ['admin@example.com']);
   const admin: Person = { userId: rows[0]!.id, email: 'admin@example.com', token: await tokenOf('admin@example.com') };
   return {
@@ -86,10 +88,7 @@ export async function startOn(backend: Backend, environment: Record<string, stri
     async newPerson(name) {
       const userId = randomUUID();
       const email = `${name}-${randomBytes(6).toString('hex')}@example.com`;
-      await asSuperuser('INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ($1, $2, $3, true)', [userId, name, email]);
-      await asSuperuser('INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ($1, $2, $2, $3, $4)', [
-        randomUUID(), userId, 'credential', passwordHash,
-      ]);
+      await insertPerson(sql, vouching, { id: userId, name, email, passwordHash });
       await asSuperuser('DELETE FROM keyguard_auth.rate_limits');
       return { userId, email, token: await tokenOf(email) };
     },
