@@ -6,6 +6,7 @@ import { cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { hashPassword } from 'better-auth/crypto';
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { KeyGuardClient } from '@keyguard/core/client';
@@ -18,6 +19,8 @@ import { backends, caller, folder, freePort, remove, runMain, startService, type
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 const MIGRATIONS = fileURLToPath(new URL('../migrations', import.meta.url));
+// The first migration since which what people sign in by bears a MAC.
+const VOUCHED = '0087-vouched-people.sql';
 const EMAIL = 'admin@example.com';
 const PASSWORD = 'a long and quiet password';
 const VALUE = 'what was stored before the upgrade';
@@ -90,9 +93,9 @@ describe.each(backends())('a start on a database of another version, on %s', (_t
     readonly owner: SqlScriptClient;
   }
   /** `work` with the database, while no service runs. Opening the embedded one is most of what these tests take. */
-  async function offline<T>(work: (logins: Logins) => Promise<T>): Promise<T> {
-    if (!('superuserUrl' in backend)) return deployment.withDatabase((sql) => work({ unbound: sql, owner: sql }));
-    const pools = [(backend as PostgresBackend).superuserUrl(deployment), deployment.environment['DATABASE_OWNER_URL']!].map((url) => new pg.Pool({ connectionString: url, max: 1 }));
+  async function offline<T>(work: (logins: Logins) => Promise<T>, of: Deployment = deployment): Promise<T> {
+    if (!('superuserUrl' in backend)) return of.withDatabase((sql) => work({ unbound: sql, owner: sql }));
+    const pools = [(backend as PostgresBackend).superuserUrl(of), of.environment['DATABASE_OWNER_URL']!].map((url) => new pg.Pool({ connectionString: url, max: 1 }));
     try {
       return await work({ unbound: pgClient(pools[0]!), owner: pgClient(pools[1]!) });
     } finally {
@@ -239,6 +242,35 @@ describe.each(backends())('a start on a database of another version, on %s', (_t
     });
     expect([chat.status, await chat.text()]).toEqual([200, expect.any(String)]);
     expect(await stop()).toBe(0);
+  });
+
+  it('lets people sign in from whom what they sign in by bore no MAC before, and gives nobody one again', async () => {
+    const old = await backend.deploy();
+    const earlier = await folder();
+    await cp(MIGRATIONS, earlier, { recursive: true });
+    for (const name of (await namesIn(earlier)).filter((each) => each >= VOUCHED)) await rm(join(earlier, name));
+    const hash = await hashPassword(PASSWORD);
+    await offline(async ({ unbound, owner }) => {
+      await unbound.scripted((tx) => tx.script('DROP SCHEMA IF EXISTS keyguard, keyguard_auth CASCADE'));
+      await migrate(owner, { migrations: [{ component: 'service', directory: earlier, schema: 'keyguard_auth' }] });
+      await unbound.query(`INSERT INTO keyguard_auth.users (id, name, email, email_verified) VALUES ('old', 'Old', $1, true)`, [EMAIL]);
+      await unbound.query(`INSERT INTO keyguard_auth.accounts (id, user_id, account_id, provider_id, password) VALUES ('old', 'old', 'old', 'credential', $1)`, [hash]);
+    }, old);
+    const signsIn = async (): Promise<number> => {
+      service = await startService(old.folder, { ...old.environment, PORT: port });
+      const { origin, stop } = service;
+      const { status } = await caller(() => origin)('POST', '/api/auth/sign-in/email', { body: { email: EMAIL, password: PASSWORD } });
+      await stop();
+      return status;
+    };
+    expect([await signsIn(), await signsIn()]).toEqual([200, 200]);
+    await offline(async ({ unbound }) => {
+      const { rows } = await unbound.query<{ n: unknown }>(`SELECT count(*) AS n FROM keyguard.secret_audit_logs WHERE action = 'auth.accounts_adopted'`);
+      expect(Number(rows[0]!.n)).toBe(1);
+      await unbound.query('UPDATE keyguard_auth.users SET mac = NULL, mac_key_id = NULL');
+    }, old);
+    expect(await signsIn()).toBe(503);
+    await remove(earlier);
   });
 
   it('refuses a database that is newer, and one whose migrations are others, and says what to do', async () => {

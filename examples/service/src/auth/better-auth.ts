@@ -117,9 +117,11 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
       account: { create: { before: refuseToWrite }, update: { before: refuseToWrite } },
       session: {
         create: {
-          before: async (session) => ({
-            data: { ...session, token: newSessionToken(session.userId, keys.hashToken), expiresAt: new Date(Date.now() + policy().sessionLengthSeconds * 1000) },
-          }),
+          before: async (session) => {
+            const id = randomUUID();
+            const token = newSessionToken({ sessionId: id, userId: session.userId }, keys.hashToken);
+            return { data: { ...session, id, token, expiresAt: new Date(Date.now() + policy().sessionLengthSeconds * 1000) } };
+          },
         },
       },
     },
@@ -157,7 +159,7 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
           audience: party,
           expirationTime: '15m',
           definePayload: ({ user, session }) => {
-            if (!isSessionTokenOf(user.id, session.token, keys.hashToken)) throw new APIError('UNAUTHORIZED');
+            if (!isSessionTokenOf({ sessionId: session.id, userId: user.id }, session.token, keys.hashToken)) throw new APIError('UNAUTHORIZED');
             return { sid: session.id, email: user.email };
           },
         },
@@ -175,8 +177,9 @@ export function createAuth({ sql, keys, origins, policy, signInTriesPerMinute, l
     Object.defineProperty(sessionConfig, 'expiresIn', { get: () => policy().sessionLengthSeconds });
   });
   return Object.assign(auth, {
-    /** Whether a session is this person's, whatever its row says. */
-    isSessionOf: (userId: string, token: string): boolean => isSessionTokenOf(userId, token, keys.hashToken),
+    /** Whether a session is this one of this person, whatever its row says. */
+    isGenuine: (userId: string, session: { readonly id: string; readonly token: string }): boolean =>
+      isSessionTokenOf({ sessionId: session.id, userId }, session.token, keys.hashToken),
   });
 }
 
@@ -186,7 +189,7 @@ export type Auth = ReturnType<typeof createAuth>;
 export async function sessionOf(auth: Auth, headers: Headers): Promise<Awaited<ReturnType<Auth['api']['getSession']>>> {
   try {
     const found = await auth.api.getSession({ headers });
-    return found !== null && auth.isSessionOf(found.user.id, found.session.token) ? found : null;
+    return found !== null && auth.isGenuine(found.user.id, found.session) ? found : null;
   } catch (cause) {
     throw new UnavailableError('sessions', 'Sessions cannot be looked up.', { cause });
   }

@@ -196,7 +196,7 @@ export function authOperations({ auth, door, setup, audit, keys, setupLimiter, l
         const answer = await door.ask(request, '/get-session');
         return passedOn(response, answer, (said) => {
           const found = said['session'] as { id: string; expiresAt: string; token: string } | undefined;
-          return found === undefined || !auth.isSessionOf(userJson(said)!.id, found.token) ? notSignedIn() : { user: userJson(said), session: { id: found.id, expires_at: found.expiresAt } };
+          return found === undefined || !auth.isGenuine(userJson(said)!.id, found) ? notSignedIn() : { user: userJson(said), session: { id: found.id, expires_at: found.expiresAt } };
         });
       },
     ),

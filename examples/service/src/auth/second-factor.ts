@@ -266,7 +266,7 @@ export function createSecondFactors({ sql, keys, audit, limit, standings, clock 
     async prove(person, code) {
       const { userId, sessionId, actor, secondFactor } = person;
       const isSignIn = secondFactor.provenAtMs === null;
-      const newToken = isSignIn ? newSessionToken(userId, keys.hashToken) : null;
+      const newToken = isSignIn ? newSessionToken(person, keys.hashToken) : null;
       const provenAtMs = await withCode(person, code, async (tx) => {
         if (newToken !== null) {
           const { rows } = await tx.query(

@@ -30,7 +30,7 @@ export function sessionPlugin(hash: KeyedHash) {
         const row = await adapter.findOne<Found>({ model: 'session', where });
         const found = row === null ? null : await internalAdapter.findSession(row.token);
         // The bearer of a row that was exchanged would be somebody else's.
-        if (found === null || !isSessionTokenOf(userId, found.session.token, hash)) throw new APIError('UNAUTHORIZED', { message: 'The session has ended' });
+        if (found === null || !isSessionTokenOf({ sessionId, userId }, found.session.token, hash)) throw new APIError('UNAUTHORIZED', { message: 'The session has ended' });
         await setSessionCookie(ctx, found);
         return ctx.json({});
       }),

@@ -27,7 +27,7 @@ export async function renewSessionIn(tx: SqlTransaction, { sessionId, userId }: 
     `INSERT INTO keyguard_auth.sessions (id, user_id, token, expires_at, ip_address, user_agent, created_at, updated_at)
       SELECT $3, user_id, $4, expires_at, ip_address, user_agent, created_at, CURRENT_TIMESTAMP FROM keyguard_auth.sessions WHERE id = $1 AND user_id = $2
       RETURNING id`,
-    [sessionId, userId, id, newSessionToken(userId, hash)],
+    [sessionId, userId, id, newSessionToken({ sessionId: id, userId }, hash)],
   );
   if (made.length === 0) throw new HttpProblem('not_authenticated', 'This session has ended: sign in again.');
   const { rows: gone } = await tx.query('DELETE FROM keyguard_auth.sessions WHERE user_id = $1 AND id <> $2 RETURNING id', [userId, id]);

@@ -74,6 +74,22 @@ describe.each(backends())('people whose rows somebody else has written, on %s', 
     expect(await me(hal.token)).toBe(200);
   });
 
+  it('have proven nothing in a session that was given the id of one in which they have', async () => {
+    const ian = await stage.newPerson('ian');
+    const factor = await setUpFactor(stage, ian.token);
+    const half = bearerOf(await stage.signIn(ian.email));
+    expect([await me(factor.token), await me(half)]).toEqual([200, 403]);
+    const idOf = async (token: string): Promise<string> => (await stage.call('GET', '/api/auth/get-session', { token })).json.session.id;
+    const [whole, given] = [await idOf(factor.token), await idOf(half)];
+    const { rows } = await asAuth(stage.sql(), (tx) => tx.query<{ mac: Uint8Array }>('SELECT * FROM keyguard_auth.session_proofs WHERE session_id = $1', [whole]));
+    const [columns, values] = [Object.keys(rows[0]!), Object.values(rows[0]!)];
+    // Its proof goes with it, and is put back.
+    await write('DELETE FROM keyguard_auth.sessions WHERE id = $1', [whole]);
+    await write('UPDATE keyguard_auth.sessions SET id = $2 WHERE id = $1', [given, whole]);
+    await write(`INSERT INTO keyguard_auth.session_proofs (${columns.join(', ')}) VALUES (${columns.map((_, i) => `$${i + 1}`).join(', ')})`, values);
+    expect(await me(half)).toBe(401);
+  });
+
   it('get no MAC by a restart where theirs is gone', async () => {
     const ida = await stage.newPerson('ida');
     await write('UPDATE keyguard_auth.users SET mac = NULL, mac_key_id = NULL WHERE id = $1', [ida.userId]);
