@@ -43,7 +43,8 @@ export function createCredentials({ sql, vouching, audit, limit }: CredentialsOp
   return {
     async demand({ userId, sessionId }, password) {
       const owner = await asAuth(sql, (tx) => personIn(tx, vouching, userId));
-      const hash = owner === null ? null : passwordHashOf(owner);
+      if (owner === null) throw new HttpProblem('not_authenticated', 'This session has ended: sign in again.');
+      const hash = passwordHashOf(owner);
       if (hash === null) return null;
       const counter = { account: userAccount(userId), of: `password\0${sessionId}` };
       await limit.claim(counter);

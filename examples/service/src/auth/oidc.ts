@@ -72,6 +72,7 @@ function refused(detail: string): HttpProblem {
   return new HttpProblem('oidc_refused', detail);
 }
 
+const NOT_LET_IN = 'You may not come in here: ask an administrator.';
 const BROKEN = 'The answer of the provider is not accepted: begin again.';
 
 /** `null` for an error that says what was wrong with an answer, which is nobody's outage. */
@@ -169,14 +170,14 @@ export function createOidcSignIn({ config, origin, sql, vouching, hash, pseudony
     if (verifiedEmail === null) throw refused('The provider vouches for no e-mail address of yours, so it is not known who you are here.');
     const found = await personOfAddressIn(tx, vouching, verifiedEmail);
     if (found !== null) {
-      const { rows: disabled } = await tx.query('SELECT 1 FROM keyguard.disabled_people WHERE user_id = $1', [found.id]);
       // Whoever made an account under an address that was never proven must not get its true owner's sign-in into it.
-      if (!found.isVerified || disabled.length > 0) throw refused('You may not come in here: ask an administrator.');
+      if (!found.isVerified) throw refused(NOT_LET_IN);
       if (await linkProviderIn(tx, vouching, found.id, PROVIDER_ID, accountId)) await endPasswordSessionsIn(tx, found.id);
       return { userId: found.id, how: 'linked' };
     }
     const userId = randomUUID();
-    await addPersonIn(tx, vouching, { id: userId, name: name ?? verifiedEmail.split('@', 1)[0]!, email: verifiedEmail });
+    // It is somebody's who is disabled.
+    if (!(await addPersonIn(tx, vouching, { id: userId, name: name ?? verifiedEmail.split('@', 1)[0]!, email: verifiedEmail }))) throw refused(NOT_LET_IN);
     const isInvited = await invitations.claimForIn(tx, verifiedEmail, userId);
     if (!isInvited && !config.signUpDomains.has(domainOf(verifiedEmail))) throw refused('You may not come in here without an invitation: ask an administrator.');
     await linkProviderIn(tx, vouching, userId, PROVIDER_ID, accountId);

@@ -35,10 +35,11 @@ interface Stored extends VouchedPerson {
   readonly macKeyId: string | null;
   /** Hexadecimal. */
   readonly mac: string | null;
+  readonly isDisabled: boolean;
 }
 
 /** A column `person` of a statement in which keyguard_auth.users is called `u`, for {@link vouched}: all of it as it was at one moment. */
-export const PERSON = `json_build_object('id', u.id, 'email', u.email, 'isVerified', u.email_verified, 'macKeyId', u.mac_key_id, 'mac', encode(u.mac, 'hex'),
+export const PERSON = `json_build_object('id', u.id, 'email', u.email, 'isVerified', u.email_verified, 'isDisabled', EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = u.id), 'macKeyId', u.mac_key_id, 'mac', encode(u.mac, 'hex'),
   'factorId', (SELECT f.id FROM keyguard_auth.second_factors f WHERE f.user_id = u.id AND f.activated_at_ms IS NOT NULL),
   'accounts', (SELECT coalesce(json_agg(json_build_array(a.provider_id, a.account_id, a.password) ORDER BY a.provider_id COLLATE "C", a.account_id COLLATE "C"), '[]'::json)
     FROM keyguard_auth.accounts a WHERE a.user_id = u.id))::text AS person`;
@@ -49,19 +50,27 @@ function fieldsOf({ id, email, isVerified, factorId, accounts }: VouchedPerson):
 
 /** The person in a column {@link PERSON}. @throws UnavailableError where it is not as it was written */
 export async function vouched({ rowMacKey, onTamperedPerson }: Vouching, column: string): Promise<VouchedPerson> {
-  const { mac, macKeyId, ...person } = JSON.parse(column) as Stored;
+  const { mac, macKeyId, isDisabled: _, ...person } = JSON.parse(column) as Stored;
   if (mac !== null && macKeyId !== null && (await isIntact(rowMacKey, TABLE, fieldsOf(person), { macKeyId, mac: Buffer.from(mac, 'hex') }))) return person;
   onTamperedPerson?.(person.id);
   throw tampered(SEAM, TABLE);
 }
 
-/** Whom `where` names, a condition on `u` with one parameter; `null` for nobody. @throws UnavailableError where they are not as they were written */
+/** Whom `where` names, a condition on `u` with one parameter; `null` for nobody, and for who is disabled: of these nothing is seen by which they sign in. */
 async function findIn(tx: SqlTransaction, vouching: Vouching, where: string, value: string): Promise<VouchedPerson | null> {
   const { rows } = await tx.query<{ person: string }>(`SELECT ${PERSON} FROM keyguard_auth.users u WHERE ${where}`, [value]);
-  return rows[0] === undefined ? null : vouched(vouching, rows[0].person);
+  return rows[0] === undefined || (JSON.parse(rows[0].person) as Stored).isDisabled ? null : vouched(vouching, rows[0].person);
 }
 
-/** @throws UnavailableError where they are not as they were written */
+/** The column {@link PERSON} of whom `where` names, disabled or not. */
+async function seeIn(tx: SqlTransaction, where: string, params: readonly string[] = []): Promise<readonly string[]> {
+  await tx.query(`SELECT set_config('keyguard.vouching', 'on', true)`);
+  const { rows } = await tx.query<{ person: string }>(`SELECT ${PERSON} FROM keyguard_auth.users u WHERE ${where}`, params);
+  await tx.query(`SELECT set_config('keyguard.vouching', 'off', true)`);
+  return rows.map(({ person }) => person);
+}
+
+/** `null` also for who is disabled, here as below. @throws UnavailableError where they are not as they were written */
 export function personIn(tx: SqlTransaction, vouching: Vouching, userId: string): Promise<VouchedPerson | null> {
   return findIn(tx, vouching, 'u.id = $1', userId);
 }
@@ -71,10 +80,14 @@ export function personOfAddressIn(tx: SqlTransaction, vouching: Vouching, email:
   return findIn(tx, vouching, 'u.email = $1', email);
 }
 
+// A statement of its own: what the next one sees is what whoever was waited for has left.
+async function holdIn(tx: SqlTransaction, userId: string, lock: 'SHARE' | 'NO KEY UPDATE'): Promise<void> {
+  await tx.query(`SELECT 1 FROM keyguard_auth.users WHERE id = $1 FOR ${lock}`, [userId]);
+}
+
 /** As {@link personIn}, and waits for whoever changes them at this moment; they change no more until the transaction ends. */
 export async function heldPersonIn(tx: SqlTransaction, vouching: Vouching, userId: string, lock: 'SHARE' | 'NO KEY UPDATE' = 'SHARE'): Promise<VouchedPerson | null> {
-  // A statement of its own: what the next one sees is what whoever was waited for has left.
-  await tx.query(`SELECT 1 FROM keyguard_auth.users WHERE id = $1 FOR ${lock}`, [userId]);
+  await holdIn(tx, userId, lock);
   return personIn(tx, vouching, userId);
 }
 
@@ -88,13 +101,15 @@ async function vouchIn(tx: SqlTransaction, vouching: Vouching, person: VouchedPe
 }
 
 /**
- * Changes a person by `change`, which answers with what it made of them. The MAC is over that answer, not over what the database says
+ * Changes a person, disabled or not, by `change`, which answers with what it made of them. The MAC is over that answer, not over what the database says
  * afterwards: what somebody else writes beside it does not come under it.
  * @throws UnavailableError where they are not as they were written
  */
 export async function changePersonIn(tx: SqlTransaction, vouching: Vouching, userId: string, change: (before: VouchedPerson) => Promise<VouchedPerson>): Promise<VouchedPerson> {
-  const before = await heldPersonIn(tx, vouching, userId, 'NO KEY UPDATE');
-  if (before === null) throw new UnavailableError(SEAM, 'There is no such person any more.');
+  await holdIn(tx, userId, 'NO KEY UPDATE');
+  const [column] = await seeIn(tx, 'u.id = $1', [userId]);
+  if (column === undefined) throw new UnavailableError(SEAM, 'There is no such person any more.');
+  const before = await vouched(vouching, column);
   await vouchIn(tx, vouching, await change(before));
   return before;
 }
@@ -152,7 +167,7 @@ export async function linkProviderIn(tx: SqlTransaction, vouching: Vouching, use
 /** Vouches for everybody of before there were MACs, as they are in the database; how many. Asked for once, by `adopted-people.ts`. */
 export async function vouchForAllIn(tx: SqlTransaction, vouching: Vouching): Promise<number> {
   await tx.query('SELECT 1 FROM keyguard_auth.users WHERE mac IS NULL FOR NO KEY UPDATE');
-  const { rows } = await tx.query<{ person: string }>(`SELECT ${PERSON} FROM keyguard_auth.users u WHERE u.mac IS NULL`);
-  for (const { person } of rows) await vouchIn(tx, vouching, JSON.parse(person) as Stored);
-  return rows.length;
+  const people = await seeIn(tx, 'u.mac IS NULL');
+  for (const person of people) await vouchIn(tx, vouching, JSON.parse(person) as Stored);
+  return people.length;
 }

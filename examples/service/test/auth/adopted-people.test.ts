@@ -31,12 +31,16 @@ describe.each(backends())('people of before, on %s', (_title) => {
 
   it('get their MACs once, whoever starts at the same time, and whoever loses one afterwards gets none', async () => {
     expect([await adopt(), await entries()]).toEqual([0, []]);
-    const people = [await ofBefore(), await ofBefore()];
+    const people = [await ofBefore(), await ofBefore(), await ofBefore()];
+    const disabled = people[2]!;
+    await stage.superuser(`INSERT INTO keyguard.disabled_people (user_id, disabled_by, disabled_at_ms) VALUES ($1, 'root', 1)`, [disabled]);
     await expect(read(people[0]!)).rejects.toMatchObject({ seam: 'people' });
-    expect((await Promise.all([adopt(), adopt()])).toSorted()).toEqual([0, 2]);
+    expect((await Promise.all([adopt(), adopt()])).toSorted()).toEqual([0, 3]);
+    expect(await read(disabled)).toBeNull();
+    await stage.superuser('DELETE FROM keyguard.disabled_people WHERE user_id = $1', [disabled]);
     for (const id of people) expect(passwordHashOf((await read(id))!)).toBe(`of ${id}`);
     const written = await entries();
-    expect(written.map(({ entry }) => JSON.parse(entry))).toEqual([expect.objectContaining({ actor: 'system', outcome: 'success', people: 2 })]);
+    expect(written.map(({ entry }) => JSON.parse(entry))).toEqual([expect.objectContaining({ actor: 'system', outcome: 'success', people: 3 })]);
 
     await stage.superuser('UPDATE keyguard_auth.users SET mac = NULL, mac_key_id = NULL WHERE id = $1', [people[0]]);
     // The columns beside an entry are copies, and hide nothing.

@@ -310,6 +310,19 @@ describe.each(backends())('sign-in by a provider on %s', (_title, open) => {
       expect(dropped).toEqual([expect.objectContaining({ outcome: 'success', sessions_ended: 1 })]);
     });
 
+    it('brings nobody in who is disabled, whether linked or not', async () => {
+      const [known, fresh] = [await stage.newPerson('known'), await stage.newPerson('fresh')];
+      const asAdmin = (id: string, path: string): Promise<CallAnswer> => stage.call('POST', `/api/users/${id}/${path}`, { token: stage.admin.token });
+      expect((await flow({ sub: 'known', email: known.email })).status).toBe(303);
+      for (const { userId: id } of [known, fresh]) await asAdmin(id, 'disable');
+      for (const [sub, { email }] of [['known', known], ['fresh', fresh]] as const) {
+        const { status, json } = await flow({ sub, email });
+        expect([sub, status, json.code]).toEqual([sub, 403, 'oidc_refused']);
+      }
+      for (const { userId: id } of [known, fresh]) await asAdmin(id, 'enable');
+      for (const [sub, { email }] of [['known', known], ['fresh', fresh]] as const) expect((await flow({ sub, email })).status).toBe(303);
+    });
+
     it('brings nobody in by a link, or to an address, that a writer of the database has given them', async () => {
       const [boss, eve] = [await stage.newPerson('boss'), await stage.newPerson('eve')];
       const linked = { sub: 'eve-at-the-provider', email: 'nobody@example.com' };

@@ -74,6 +74,18 @@ describe.each(backends())('people whose rows somebody else has written, on %s', 
     expect(await me(hal.token)).toBe(200);
   });
 
+  it('are who they were once they are enabled again, whatever was taken from them meanwhile', async () => {
+    const jan = await stage.newPerson('jan');
+    await setUpFactor(stage, jan.token);
+    const asAdmin = async (method: string, path: string): Promise<number> => (await stage.call(method, `/api/users/${jan.userId}/${path}`, { token: stage.admin.token })).status;
+    expect(await asAdmin('POST', 'disable')).toBe(200);
+    expect((await stage.signIn(jan.email)).status).toBe(401);
+    expect(await asAdmin('DELETE', 'second-factor')).toBe(204);
+    expect(await asAdmin('POST', 'enable')).toBe(200);
+    const again = await stage.signIn(jan.email);
+    expect([again.status, again.json.second_factor, await me(bearerOf(again))]).toEqual([200, 'none', 200]);
+  });
+
   it('have proven nothing in a session that was given the id of one in which they have', async () => {
     const ian = await stage.newPerson('ian');
     const factor = await setUpFactor(stage, ian.token);
