@@ -39,7 +39,8 @@ interface Stored extends VouchedPerson {
 }
 
 /** A column `person` of a statement in which keyguard_auth.users is called `u`, for {@link vouched}: all of it as it was at one moment. */
-export const PERSON = `json_build_object('id', u.id, 'email', u.email, 'isVerified', u.email_verified, 'isDisabled', EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = u.id), 'macKeyId', u.mac_key_id, 'mac', encode(u.mac, 'hex'),
+export const PERSON = `json_build_object('id', u.id, 'email', u.email, 'isVerified', u.email_verified, 'macKeyId', u.mac_key_id, 'mac', encode(u.mac, 'hex'),
+  'isDisabled', EXISTS (SELECT FROM keyguard.disabled_people d WHERE d.user_id = u.id),
   'factorId', (SELECT f.id FROM keyguard_auth.second_factors f WHERE f.user_id = u.id AND f.activated_at_ms IS NOT NULL),
   'accounts', (SELECT coalesce(json_agg(json_build_array(a.provider_id, a.account_id, a.password) ORDER BY a.provider_id COLLATE "C", a.account_id COLLATE "C"), '[]'::json)
     FROM keyguard_auth.accounts a WHERE a.user_id = u.id))::text AS person`;
