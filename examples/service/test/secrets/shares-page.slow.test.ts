@@ -6,6 +6,8 @@ import { startInProcess, type Person, type Stage } from '../matrix/stage.ts';
 vi.setConfig({ testTimeout: 60_000, hookTimeout: 120_000 });
 
 const VALUE = 'the value <b>of</b> the secret & "more"\nsecond line';
+// A passphrase is derived before anything is said, on a machine that may be busy.
+const SOON = { timeout: 15_000 };
 
 describe('the page of a one-time link', () => {
   let stage: Stage;
@@ -73,7 +75,7 @@ describe('the page of a one-time link', () => {
     expect(await viewsOf(id)).toBe(1);
     const again = await visit(url);
     await again.getByRole('button', { name: 'Show the secret' }).click();
-    await expect.poll(() => again.locator('#said').textContent()).toContain('nothing to open here');
+    await expect.poll(() => again.locator('#said').textContent(), SOON).toContain('nothing to open here');
     expect(await again.locator('#value').inputValue()).toBe('');
   });
 
@@ -82,7 +84,7 @@ describe('the page of a one-time link', () => {
     const page = await visit(url);
     await page.getByLabel('Passphrase').fill('wrong horse');
     await page.getByRole('button', { name: 'Show the secret' }).click();
-    await expect.poll(() => page.locator('#said').textContent()).toContain('passphrase is not right');
+    await expect.poll(() => page.locator('#said').textContent(), SOON).toContain('passphrase is not right');
     await page.getByLabel('Passphrase').fill('horse battery');
     await page.getByRole('button', { name: 'Show the secret' }).click();
     await page.locator('#shown').waitFor({ state: 'visible' });
