@@ -28,7 +28,7 @@ describe.each(SUBSTRATES)('$title', ({ title, start }) => {
     await postgresAdministrators(database.app, { rowMacKey }).grant('admin', { grantedBy: 'setup' });
     const faults = databaseFaults();
     const both = [database.app, database.peer].map((client) => {
-      const watch = watchDeviceChanges(postgresDeviceChanges(client), { pollEveryMs: 100, maxStaleMs: 500 });
+      const watch = watchDeviceChanges(postgresDeviceChanges(client), { pollEveryMs: 100, maxStaleMs: 1000 });
       return { watch, registry: cachedDeviceRegistry(postgresDeviceRegistry(faultyClient(client, faults), { rowMacKey }), watch) };
     });
     const codes = postgresEnrollmentCodes(database.app, { rowMacKey });
