@@ -270,12 +270,13 @@ export function createInvitations({ sql, keys, audit, quotas = NO_QUOTAS, clock 
         const row = await openIn(tx, 'token_hash', tokenHash);
         if (row === null) return null;
         const isNew = await addPersonIn(tx, keys, { id: userId, name, email: row.email });
+        if (isNew) await setPasswordIn(tx, keys, userId, passwordHash);
+        // Last: its entry takes the lock of the log.
         if (!(await claimIn(tx, row, userId, secondHash))) {
           await tx.query('DELETE FROM keyguard_auth.users WHERE id = $1', [userId]);
           return null;
         }
         if (!isNew) throw new HttpProblem('account_exists', 'There is somebody of this address already: sign in.');
-        await setPasswordIn(tx, keys, userId, passwordHash);
         return row.email;
       });
       if (email === null) throw linkInvalid();
